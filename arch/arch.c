@@ -1,0 +1,13 @@
+/* arch: the list of rooms, and the one place that chooses. */
+#include "arch.h"
+
+const struct em_arch *const em_arch_rooms[] = {&em_arch_x86_64, &em_arch_none, NULL};
+
+const struct em_arch *em_arch_host(void)
+{
+#if defined(__x86_64__) && defined(__LP64__)
+	return &em_arch_x86_64;
+#else
+	return &em_arch_none;
+#endif
+}

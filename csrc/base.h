@@ -1,0 +1,71 @@
+/* base.h: words everybody uses, and the three kinds of failure.
+ *
+ *   a caller's mistake or a shortage    a negative code of enum execmem_error, with words left by em_error_set (error.h)
+ *   a broken law of our own             em_panic: one line, then abort
+ *   a bool                              an answer, never an error
+ */
+#ifndef EM_BASE_H
+#define EM_BASE_H
+
+#include "execmem.h"
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef EM_DEBUG
+#define EM_DEBUG 0
+#endif
+
+#define EM_LIKELY(x) __builtin_expect(!!(x), 1)
+#define EM_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+/* Ends the process with one line: a law of the library is broken, and going on could execute the wrong bytes. */
+_Noreturn void em_panic(const char *law, const char *file, int line);
+
+#define em_always(law) (EM_LIKELY(law) ? (void)0 : em_panic(#law, __FILE__, __LINE__))
+#if EM_DEBUG
+#define em_assert(law) em_always(law)
+#else
+#define em_assert(law) ((void)0)
+#endif
+
+enum {
+	EM_PAGE = 4096, /* the unit of protection assumed by layouts; em_sys_page_size() is checked against it once */
+	EM_PAGE_CHUNKS = EM_PAGE / EXECMEM_CHUNK,
+	EM_SUMMARY = EXECMEM_PACK_WORDS / 64, /* words of a bitmap that has one bit per word of a pack's bitmap */
+	EM_PACK_SHIFT = 21,
+	EM_CHUNK_SHIFT = 6,
+};
+
+static_assert(EXECMEM_PACK_SIZE == 1 << EM_PACK_SHIFT, "a pack is one 2 MB page");
+static_assert(EXECMEM_CHUNK == 1 << EM_CHUNK_SHIFT, "a chunk is one cache line");
+static_assert(EXECMEM_PACK_SIZE / EXECMEM_CHUNK == EXECMEM_PACK_CHUNKS, "a pack is whole chunks");
+static_assert(EXECMEM_PACK_CHUNKS == EXECMEM_PACK_WORDS * 64, "a pack's bitmap is whole words");
+static_assert(EM_PAGE % EXECMEM_CHUNK == 0, "a page is whole chunks");
+static_assert(sizeof(execmem_header) <= 4096, "the header is one page");
+static_assert(sizeof(execmem_pack) == 64, "one cache line a pack");
+static_assert(sizeof(execmem_block) == 24 && sizeof(execmem_event) == 24, "records have no padding");
+
+static inline unsigned em_ctz(uint64_t x)
+{
+	return (unsigned)__builtin_ctzll(x);
+}
+
+static inline unsigned em_log2(uint64_t x)
+{
+	return 63u - (unsigned)__builtin_clzll(x);
+}
+
+static inline uint64_t em_round_up(uint64_t x, uint64_t unit)
+{
+	return (x + unit - 1) & ~(unit - 1);
+}
+
+static inline bool em_is_power_of_two(uint64_t x)
+{
+	return x != 0 && (x & (x - 1)) == 0;
+}
+
+#endif

@@ -1,0 +1,87 @@
+/* domain: who the memory is for, how much of it, and where. A tree; the root is the default domain.
+ *
+ *   open --------> live blocks come and go --------> closed (execmem_domain_close; the handle then answers ECLOSED)
+ *     \-- fork --> in the child: frozen: its code runs, every call that would change it answers EFORKED
+ *
+ * Locks, in the order in which they may be taken: the tree's, then one domain's, then the one that stops threads (mode flip).
+ * Charges up the tree are atomic and take no lock.
+ */
+#ifndef EM_DOMAIN_H
+#define EM_DOMAIN_H
+
+#include "arch.h"
+#include "base.h"
+#include "ledger.h"
+#include "map.h"
+#include "poke.h"
+#include "sys.h"
+
+enum {
+	EM_DOMAIN_SMALL_MIN = 32 << 10,  /* the first pack of a kind opens with this much */
+	EM_DOMAIN_SMALL_MAX = 256 << 10, /* beyond it the pack is completed and collapsed; docs/performance.md tells why here */
+};
+
+struct execmem_domain {
+	struct em_lock lock;
+	bool open;              /* under the lock */
+	uint32_t forks;         /* of em_domain_forks when it was opened */
+	execmem_domain *parent; /* the tree: under the tree's lock */
+	execmem_domain *first_child;
+	execmem_domain *next_sibling; /* also links closed ones */
+	const struct em_arch *arch;
+	struct em_map map;
+	struct em_ledger ledger;
+	uint32_t small[EXECMEM_KINDS]; /* the pack that still grows, EM_PACK_NONE: none */
+	uint32_t spare[EXECMEM_KINDS]; /* an empty full pack that is kept, EM_PACK_NONE: none */
+	uint32_t packs_of[EXECMEM_KINDS];
+	uint64_t present[EXECMEM_WINDOW_PACKS_MAX / 64]; /* bit: the pack is not ABSENT */
+};
+
+extern uint32_t em_domain_forks; /* forks that lie between the first process and this one */
+
+/* Finds the domain (NULL: the root) and locks it; an error when it is closed, forked or never was. */
+int em_domain_enter(execmem_domain *domain, execmem_domain **out);
+/* The same for the owner of an address; EFOREIGN when there is none. */
+int em_domain_enter_owner(const void *address, execmem_domain **out);
+
+static inline void em_domain_leave(execmem_domain *domain)
+{
+	em_sys_unlock(&domain->lock);
+}
+
+/* Adds to what is charged here and up the tree, all or none. */
+int em_domain_charge(execmem_domain *domain, uint64_t bytes);
+void em_domain_uncharge(execmem_domain *domain, uint64_t bytes);
+
+/* Takes chunks from a pack of that kind, making one when it must. Locked; the block has no record yet. */
+int em_domain_take(execmem_domain *domain, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
+/* Gives a block's chunks back: its memory is blank and its record dropped already. */
+void em_domain_give(execmem_domain *domain, uint32_t pack, uint32_t first);
+/* The same for a block larger than a pack. `bytes` is rounded to pages. */
+int em_domain_take_span(execmem_domain *domain, int kind, uint64_t bytes, uint32_t *pack);
+void em_domain_give_span(execmem_domain *domain, uint32_t pack);
+
+static inline uint64_t em_domain_offset(uint32_t pack, uint32_t chunk)
+{
+	return ((uint64_t)pack << EM_PACK_SHIFT) + ((uint64_t)chunk << EM_CHUNK_SHIFT);
+}
+
+static inline uint32_t em_domain_ms(const execmem_domain *domain)
+{
+	return (uint32_t)(em_sys_milliseconds() - domain->ledger.epoch_ms);
+}
+
+static inline struct em_poke em_domain_where(execmem_domain *domain, uint32_t pack)
+{
+	const execmem_pack *p = &domain->ledger.packs[pack];
+
+	return (struct em_poke){
+		.map = &domain->map,
+		.arch = domain->arch,
+		.kind = p->kind,
+		.extent = (uint64_t)pack << EM_PACK_SHIFT,
+		.extent_size = (uint64_t)p->usable_chunks << EM_CHUNK_SHIFT,
+	};
+}
+
+#endif

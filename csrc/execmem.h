@@ -1,0 +1,289 @@
+/* execmem.h: the public door.
+ *
+ * The text between the two marks below is also what the Python binding declares, so it holds plain C only: no macros, no
+ * includes, constants as enums. The records are the layout of the ledger (docs/ledger.md), which other processes may map.
+ *
+ * Errors: a function that returns int gives 0 or one of enum execmem_error (negative). The reason, with the numbers of the
+ * case and what to do about it, is in execmem_error_text(), kept per thread until that thread's next failure. A call that
+ * fails has changed nothing. Every function may be called from any thread, none from a signal handler.
+ *
+ * Costs named here are constant in what is live, unless said otherwise; figures are in docs/performance.md.
+ */
+#ifndef EXECMEM_H
+#define EXECMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef: begin */
+
+enum execmem_error {
+	EXECMEM_OK = 0,
+	EXECMEM_EINVAL = -1,     /* an argument can never be right: size 0, an alignment that is no power of two */
+	EXECMEM_ENOMEM = -2,     /* the system gave no memory */
+	EXECMEM_ELIMIT = -3,     /* this domain's limit, or an ancestor's */
+	EXECMEM_EWINDOW = -4,    /* the window is full, or none could be had within reach */
+	EXECMEM_EFOREIGN = -5,   /* no domain of this process owns the address */
+	EXECMEM_EINTERIOR = -6,  /* inside a live block, not at its start */
+	EXECMEM_EFREED = -7,     /* no live block there: freed before, or never given out */
+	EXECMEM_EBOUNDS = -8,    /* the write would leave its block */
+	EXECMEM_EDENIED = -9,    /* a policy of the system refuses executable memory */
+	EXECMEM_EBUSY = -10,     /* the domain has live blocks or children, or threads could not be stopped for a write */
+	EXECMEM_ESYSTEM = -11,   /* a system call failed in a way no other code tells */
+	EXECMEM_ECLOSED = -12,   /* the domain is closed */
+	EXECMEM_EFORKED = -13,   /* the domain was opened before fork() and this is the child */
+	EXECMEM_EUNSUPPORTED = -14 /* this CPU or this kernel cannot do what was asked */
+};
+
+enum execmem_kind { EXECMEM_TEXT = 0, EXECMEM_RODATA = 1, EXECMEM_DATA = 2, EXECMEM_KINDS = 3 };
+
+/* How bytes get into a view that can be executed. AUTO takes the first of SYSCALL, PROCMEM, FLIP that works here. */
+enum execmem_write_mode {
+	EXECMEM_MODE_AUTO = 0,
+	EXECMEM_MODE_SYSCALL = 1, /* memfd mapped R-X only, written with pwrite: no writable view exists, ever */
+	EXECMEM_MODE_ALIAS = 2,   /* memfd mapped twice at unrelated random addresses: R-X and RW- */
+	EXECMEM_MODE_PROCMEM = 3, /* private memory R-X, written through /proc/self/mem */
+	EXECMEM_MODE_FLIP = 4,    /* private memory, whole packs turned RW- and back with the other threads stopped */
+	EXECMEM_MODES = 5
+};
+
+enum execmem_pack_state {
+	EXECMEM_PACK_ABSENT = 0, /* nothing mapped; the address range is reserved */
+	EXECMEM_PACK_SMALL = 1,  /* the first of its kind: only `usable` chunks are mapped, on 4 KB pages */
+	EXECMEM_PACK_FULL = 2,   /* all 2 MB mapped */
+	EXECMEM_PACK_SPAN = 3,   /* first pack of a block larger than a pack */
+	EXECMEM_PACK_SPAN_TAIL = 4
+};
+
+enum execmem_block_state {
+	EXECMEM_BLOCK_NONE = 0,     /* the record is free */
+	EXECMEM_BLOCK_RESERVED = 1, /* given out, still all traps */
+	EXECMEM_BLOCK_FILLED = 2,   /* written at least once */
+	EXECMEM_BLOCK_DYING = 3     /* within a free_many that has not ended */
+};
+
+enum execmem_event_op {
+	EXECMEM_EVENT_ALLOC = 1,
+	EXECMEM_EVENT_FREE = 2,
+	EXECMEM_EVENT_FILL = 3,
+	EXECMEM_EVENT_PACK = 4,    /* a pack was mapped; size: usable bytes */
+	EXECMEM_EVENT_COLLAPSE = 5, /* a pack became one 2 MB page */
+	EXECMEM_EVENT_RETURN = 6   /* a pack went back to the system */
+};
+
+enum execmem_limits {
+	EXECMEM_CHUNK = 64,           /* bytes: the unit of bookkeeping */
+	EXECMEM_PACK_SIZE = 2097152,  /* bytes */
+	EXECMEM_PACK_CHUNKS = 32768,
+	EXECMEM_PACK_WORDS = 512,     /* 64-bit words of one bitmap of a pack */
+	EXECMEM_ALIGN_MAX = 4096,
+	EXECMEM_NAME_MAX = 255,       /* bytes of a block's name, longer ones are refused */
+	EXECMEM_WINDOW_PACKS_MAX = 4096,
+	EXECMEM_CLUSTER = 512,        /* block records are lent to packs this many at a time */
+	EXECMEM_NAME_CELL = 32,       /* bytes of one cell of the name heap */
+	EXECMEM_NAME_CELL_TEXT = 28
+};
+
+/* ---- the ledger's records: little-endian, naturally aligned; offsets are from the ledger's start ---- */
+
+typedef struct execmem_header { /* at offset 0 */
+	char magic[8];              /* "EXECMEM\0" */
+	uint32_t version;           /* 1; a reader refuses others */
+	uint32_t header_size;       /* sizeof(struct execmem_header) */
+	uint64_t ledger_size;       /* bytes of address space; most of it is never touched */
+	uint64_t packs_offset;      /* execmem_pack[packs_max] */
+	uint64_t index_offset;      /* private to the library */
+	uint64_t events_offset;     /* execmem_event[events_max] */
+	uint64_t maps_offset;       /* per pack, maps_stride apart: used[512], head[512] (u64 bitmaps), then private parts */
+	uint64_t maps_stride;
+	uint64_t blocks_offset;     /* execmem_block[blocks_max] */
+	uint64_t names_offset;      /* 32-byte cells: u32 next cell (0: last), 28 bytes of text */
+	uint32_t packs_max;
+	uint32_t events_max;        /* a power of two */
+	uint32_t blocks_max;
+	uint32_t names_max;         /* cells */
+	uint64_t window;            /* address of the first pack */
+	uint64_t epoch_realtime_ns; /* when the ledger was made; `born_ms` and `time_ms` count from here */
+	uint64_t epoch_monotonic_ns;
+	uint64_t limit;             /* bytes, UINT64_MAX: none */
+	uint32_t pid;
+	uint32_t domain;            /* a number unique in the process, the root's is 1 */
+	uint32_t parent;            /* 0: none */
+	uint32_t write_mode;
+	char name[64];
+	char arch[16];
+	/* counters: written by the owner only, read by anybody, each correct by itself */
+	uint64_t charged_bytes;     /* rounded sizes of live blocks, children's included */
+	uint64_t live_blocks;       /* this domain's own, like all that follow */
+	uint64_t live_bytes;        /* as asked for */
+	uint64_t used_bytes;        /* as rounded to chunks and pages */
+	uint64_t allocs;
+	uint64_t frees;
+	uint64_t fills;
+	uint64_t fill_bytes;
+	uint64_t packs_live;
+	uint64_t packs_made;
+	uint64_t packs_returned;
+	uint64_t collapses;
+	uint64_t collapse_failures;
+	uint64_t refusals;          /* calls that ended in an error */
+	uint64_t events;            /* ever written; the newest is at (events - 1) % events_max */
+	uint32_t packs_top;         /* packs beyond this were never made */
+	uint32_t blocks_top;        /* block records beyond this were never used */
+	uint32_t names_top;
+	uint32_t clusters_free;     /* private */
+	uint32_t name_pages_open;   /* private */
+	uint32_t reserved;
+} execmem_header;
+
+typedef struct execmem_pack { /* one cache line a pack */
+	uint64_t address;
+	uint64_t classes;         /* private: bit c: a free run of size class c exists */
+	uint32_t usable_chunks;   /* mapped and open for blocks */
+	uint32_t used_chunks;
+	uint32_t blocks;
+	uint32_t span_packs;      /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
+	uint32_t born_ms;
+	uint16_t slots_top;       /* private */
+	uint16_t slots_free;      /* private */
+	uint8_t state;            /* enum execmem_pack_state */
+	uint8_t kind;             /* enum execmem_kind */
+	uint8_t huge;             /* 1: the kernel reported one 2 MB entry when last asked */
+	uint8_t generations;      /* times a pack was made here, sticks at 255 */
+	uint8_t reserved[20];
+} execmem_pack;
+
+typedef struct execmem_block {
+	uint64_t address; /* 0: the record is free */
+	uint32_t size;    /* bytes asked for */
+	uint32_t name;    /* first cell in the name heap, 0: none */
+	uint32_t born_ms;
+	uint8_t state;    /* enum execmem_block_state */
+	uint8_t kind;     /* enum execmem_kind */
+	uint16_t slot;    /* private */
+} execmem_block;
+
+typedef struct execmem_event {
+	uint64_t address;
+	uint32_t size;
+	uint32_t time_ms;
+	uint32_t op;       /* enum execmem_event_op */
+	uint32_t sequence; /* low bits of its number; a reader that finds another was overtaken */
+} execmem_event;
+
+/* ---- domains ---- */
+
+typedef struct execmem_domain execmem_domain;
+
+typedef struct execmem_options { /* all zero: a child of the root, no limit, anywhere, AUTO */
+	const char *name;       /* shown in reports, at most 63 bytes */
+	execmem_domain *parent; /* NULL: the root */
+	uint64_t limit;         /* bytes of rounded block sizes, 0: none */
+	uint64_t window;        /* bytes of address space, 0: 2 GB; 2 MB .. 8 GB */
+	uint64_t near_address;  /* 0: anywhere; else all of the window is within `reach` of it */
+	uint64_t reach;         /* bytes either way, 0: 2 GB - 1 MB */
+	int32_t fallback;       /* 1: when nothing is within reach take any address, else EXECMEM_EWINDOW */
+	int32_t write_mode;     /* enum execmem_write_mode */
+	int32_t small_pages;    /* 1: never ask for 2 MB pages */
+	int32_t reserved;
+} execmem_options;
+
+typedef struct execmem_stats {
+	uint64_t live_blocks;
+	uint64_t live_bytes;      /* as asked for */
+	uint64_t used_bytes;      /* rounded */
+	uint64_t charged_bytes;   /* with children */
+	uint64_t limit;           /* UINT64_MAX: none */
+	uint64_t resident_bytes;  /* of packs, as the kernel counts it now */
+	uint64_t huge_bytes;      /* of packs, mapped by 2 MB entries, as the kernel tells now */
+	uint64_t ledger_bytes;    /* resident bytes of the bookkeeping, as the kernel counts it now */
+	uint64_t packs;
+	uint64_t full_packs;      /* packs wholly mapped, spans included */
+	uint64_t huge_packs;      /* of those, how many are one 2 MB entry now */
+	uint64_t vmas;            /* mappings in this domain's address ranges, guards included */
+	uint64_t largest_free;    /* bytes of the longest free run of a text pack */
+	uint64_t allocs;
+	uint64_t frees;
+	uint64_t fills;
+	uint64_t fill_bytes;
+	uint64_t packs_made;
+	uint64_t packs_returned;
+	uint64_t collapses;
+	uint64_t collapse_failures;
+	uint64_t refusals;
+	uint64_t window;          /* address */
+	uint64_t window_bytes;
+	uint32_t write_mode;
+	uint32_t far;             /* 1: nothing was within reach and the fallback was taken */
+	uint32_t domain;
+	uint32_t parent;
+} execmem_stats;
+
+typedef struct execmem_info { /* what execmem_find tells of a block */
+	uint64_t address;
+	uint64_t size;
+	uint64_t rounded; /* bytes it occupies */
+	uint64_t pack;    /* number of its pack in the window */
+	uint32_t born_ms;
+	uint32_t state;
+	uint32_t kind;
+	uint32_t domain;
+	char name[256];
+} execmem_info;
+
+/* The three calls of the kernel, on the root domain, kind text. */
+void *execmem_alloc(size_t size, size_t align); /* NULL: execmem_error_code() tells */
+int execmem_fill(void *dst, const void *src, size_t len); /* within one block, of any domain and kind */
+int execmem_free(void *address);                /* a block of any domain; NULL is refused as foreign */
+
+/* The same on a domain (NULL: the root). `name` may be NULL. What is given out holds traps (text) or zeros (rodata, data). */
+int execmem_alloc_in(execmem_domain *domain, int kind, size_t size, size_t align, const char *name, void **out);
+int execmem_place(execmem_domain *domain, int kind, const void *src, size_t len, size_t align, const char *name, void **out);
+int execmem_free_in(execmem_domain *domain, void *address);
+
+/* Batches: one crossing, one lock; execmem_error_index() tells which element failed. All or none: alloc_many and place_many take
+ * back what they took; fill_many and free_many look at every element before they change the first, so only the system refusing
+ * a write midway leaves the elements before that index done. `names`: NULL or `count` NUL-terminated strings one after
+ * another, an empty one for no name. `offsets` has count + 1 entries into `src`, each block from one to the next. */
+int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uint64_t *sizes, size_t align, const char *names,
+                       uint64_t *out);
+int execmem_place_many(execmem_domain *domain, int kind, size_t count, const void *src, const uint64_t *offsets, size_t align,
+                       const char *names, uint64_t *out);
+int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst, const void *src, const uint64_t *offsets);
+int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addresses);
+
+int execmem_find(const void *address, execmem_info *out); /* any byte of a block */
+
+int execmem_domain_open(const execmem_options *options, execmem_domain **out);
+int execmem_domain_close(execmem_domain *domain, int force); /* force: live blocks and children go with it */
+execmem_domain *execmem_domain_root(void);                   /* opened on first use; NULL: execmem_error_code() */
+int execmem_domain_limit(execmem_domain *domain, uint64_t limit); /* bytes, UINT64_MAX: none; below what is charged is allowed */
+int execmem_domain_stats(execmem_domain *domain, execmem_stats *out); /* asks the kernel: microseconds a pack */
+const execmem_header *execmem_domain_ledger(execmem_domain *domain);  /* readable until the domain closes */
+const char *execmem_domain_check(execmem_domain *domain); /* NULL: lawful, else the broken law; walks everything */
+
+int execmem_error_code(void);
+size_t execmem_error_index(void);
+const char *execmem_error_text(void);
+const char *execmem_error_name(int code);
+
+/* What works here, without opening a domain: 0 or the error that AUTO or the given mode would meet. */
+int execmem_probe(int write_mode);
+const char *execmem_mode_name(int write_mode);
+const char *execmem_arch_name(void);
+int execmem_sync(void); /* every thread of the process runs a serialising instruction before this returns */
+
+/* For tests: fail chosen system calls. "view=..F:ENOMEM collapse=F" lets two views pass, fails the third, and fails every
+ * collapse from the first on when the list ends in '*' ("F*"). NULL: none. Returns how often a call was made to fail. */
+int execmem_test_script(const char *script);
+
+/* cdef: end */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

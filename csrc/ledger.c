@@ -1,0 +1,365 @@
+/* ledger: see ledger.h for the picture. Costs: a record or a name is a few loads and stores, whatever is live. */
+#include "ledger.h"
+#include "error.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+	CELLS = EM_PAGE / EXECMEM_NAME_CELL, /* of one name page, the first is its header */
+	NAME_PAGES_PER_PACK = EXECMEM_PACK_CHUNKS / CELLS + 1,
+	CLUSTER_BYTES = EXECMEM_CLUSTER * sizeof(execmem_block),
+	NAMES_KEPT = 64, /* pages of an unused name heap that are not worth a system call */
+};
+static_assert(CLUSTER_BYTES % EM_PAGE == 0, "a cluster can be given back page by page");
+
+struct name_page { /* in cell 0 */
+	uint64_t free[2]; /* bit: the cell is free */
+	uint32_t next, previous; /* page number + 1 on the open list, 0: end */
+	uint32_t reserved[2];
+};
+static_assert(sizeof(struct name_page) == EXECMEM_NAME_CELL, "the header is one cell");
+
+struct name_cell {
+	uint32_t next;
+	char text[EXECMEM_NAME_CELL_TEXT];
+};
+
+/* ---- layout ---- */
+
+static void set_layout(execmem_header *h, uint32_t packs_max)
+{
+	uint64_t at = EM_PAGE;
+
+	h->packs_max = packs_max;
+	h->events_max = EM_LEDGER_EVENTS;
+	h->blocks_max = packs_max * EXECMEM_PACK_CHUNKS;
+	h->names_max = packs_max * NAME_PAGES_PER_PACK * CELLS;
+	h->index_offset = at;
+	at = em_round_up(at + sizeof(struct em_index) * EXECMEM_KINDS, EM_PAGE);
+	h->packs_offset = at;
+	at = em_round_up(at + sizeof(execmem_pack) * packs_max, EM_PAGE);
+	h->events_offset = at;
+	at = em_round_up(at + sizeof(execmem_event) * EM_LEDGER_EVENTS, EM_PAGE);
+	h->maps_offset = at;
+	h->maps_stride = em_round_up(sizeof(struct em_ledger_maps), EM_PAGE);
+	at += h->maps_stride * packs_max;
+	h->blocks_offset = at;
+	at += sizeof(execmem_block) * (uint64_t)h->blocks_max;
+	h->names_offset = at;
+	at += (uint64_t)h->names_max * EXECMEM_NAME_CELL;
+	h->ledger_size = at;
+}
+
+int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max)
+{
+	execmem_header layout = {.magic = "EXECMEM", .version = 1, .header_size = sizeof layout};
+	char file[80];
+	void *at;
+	int err;
+
+	*ledger = (struct em_ledger){.fd = -1};
+	set_layout(&layout, packs_max);
+	snprintf(file, sizeof file, "execmem-ledger:%.60s", name);
+	/* Named shared memory, so that another process can watch. Where that is refused the library works without watchers. */
+	if (em_sys_memfd(file, &ledger->fd) == 0 && em_sys_resize(ledger->fd, layout.ledger_size) < 0) {
+		em_sys_close(ledger->fd);
+		ledger->fd = -1;
+	}
+	err = em_sys_map_table(layout.ledger_size, ledger->fd, &at);
+	if (err < 0) {
+		em_sys_close(ledger->fd);
+		return em_error_system(err, "map the ledger");
+	}
+	ledger->header = at;
+	layout.epoch_monotonic_ns = em_sys_monotonic_ns();
+	layout.epoch_realtime_ns = em_sys_realtime_ns();
+	layout.pid = em_sys_pid();
+	snprintf(layout.name, sizeof layout.name, "%s", name);
+	*ledger->header = layout;
+	ledger->index = (struct em_index *)((uint8_t *)at + layout.index_offset);
+	ledger->packs = (execmem_pack *)((uint8_t *)at + layout.packs_offset);
+	ledger->events = (execmem_event *)((uint8_t *)at + layout.events_offset);
+	ledger->maps = (uint8_t *)at + layout.maps_offset;
+	ledger->blocks = (execmem_block *)((uint8_t *)at + layout.blocks_offset);
+	ledger->names = (uint8_t *)at + layout.names_offset;
+	ledger->epoch_ms = em_sys_milliseconds();
+	return 0;
+}
+
+void em_ledger_close(struct em_ledger *ledger)
+{
+	if (ledger->header)
+		(void)em_sys_release(ledger->header, ledger->header->ledger_size);
+	em_sys_close(ledger->fd);
+	*ledger = (struct em_ledger){.fd = -1};
+}
+
+uint64_t em_ledger_resident(const struct em_ledger *ledger)
+{
+	uint64_t bytes = 0;
+
+	if (ledger->fd >= 0)
+		return em_sys_file_resident(ledger->fd);
+	(void)em_sys_scan(ledger->header, ledger->header->ledger_size, EM_SYS_PRESENT, &bytes);
+	return bytes;
+}
+
+/* ---- block records ---- */
+
+static execmem_block *cluster_at(const struct em_ledger *l, uint32_t cluster)
+{
+	return &l->blocks[(uint64_t)cluster * EXECMEM_CLUSTER];
+}
+
+static execmem_block *record_of(const struct em_ledger *l, const struct em_ledger_maps *maps, uint32_t slot)
+{
+	return cluster_at(l, maps->clusters[slot / EXECMEM_CLUSTER]) + slot % EXECMEM_CLUSTER;
+}
+
+/* Free clusters are a list through the `size` of their first record, header->clusters_free is cluster + 1 of its head. */
+static bool borrow_cluster(struct em_ledger *l, uint32_t *out)
+{
+	execmem_header *h = l->header;
+
+	if (h->clusters_free) {
+		*out = h->clusters_free - 1;
+		h->clusters_free = cluster_at(l, *out)->size;
+		cluster_at(l, *out)->size = 0;
+	} else {
+		if (h->blocks_top + EXECMEM_CLUSTER > h->blocks_max)
+			return false;
+		*out = h->blocks_top / EXECMEM_CLUSTER;
+		h->blocks_top += EXECMEM_CLUSTER;
+	}
+	l->clusters_lent++;
+	return true;
+}
+
+execmem_block *em_ledger_add_block(struct em_ledger *l, uint32_t pack, uint32_t first)
+{
+	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+	execmem_pack *p = &l->packs[pack];
+	execmem_block *block;
+	uint32_t slot;
+
+	if (p->slots_free) {
+		slot = p->slots_free - 1u;
+		block = record_of(l, maps, slot);
+		p->slots_free = block->slot;
+	} else {
+		slot = p->slots_top;
+		if (slot % EXECMEM_CLUSTER == 0 && !borrow_cluster(l, &maps->clusters[slot / EXECMEM_CLUSTER])) {
+			em_error_set(EXECMEM_ENOMEM, "the ledger holds no more than %u blocks; open another domain.", l->header->blocks_max);
+			return NULL;
+		}
+		p->slots_top++;
+		block = record_of(l, maps, slot);
+	}
+	maps->slot[first] = (uint16_t)(slot + 1);
+	return block;
+}
+
+void em_ledger_drop_block(struct em_ledger *l, uint32_t pack, uint32_t first)
+{
+	execmem_pack *p = &l->packs[pack];
+	execmem_block *block = em_ledger_block(l, pack, first);
+
+	block->address = 0;
+	block->size = 0;
+	block->name = 0;
+	block->state = EXECMEM_BLOCK_NONE;
+	block->slot = p->slots_free;
+	p->slots_free = em_ledger_maps_of(l, pack)->slot[first];
+}
+
+void em_ledger_drop_all_blocks(struct em_ledger *l, uint32_t pack)
+{
+	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+	execmem_pack *p = &l->packs[pack];
+
+	for (uint32_t i = 0; i * EXECMEM_CLUSTER < p->slots_top; i++) {
+		execmem_block *cluster = cluster_at(l, maps->clusters[i]);
+
+		memset(cluster, 0, CLUSTER_BYTES);
+		cluster->size = l->header->clusters_free;
+		l->header->clusters_free = maps->clusters[i] + 1;
+		l->clusters_lent--;
+	}
+	p->slots_top = 0;
+	p->slots_free = 0;
+}
+
+void em_ledger_forget_pack(struct em_ledger *l, uint32_t pack)
+{
+	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+
+	for (uint32_t i = 0; i * EXECMEM_CLUSTER < l->packs[pack].slots_top; i++) /* the first page keeps the list's link */
+		(void)em_sys_discard_table((uint8_t *)cluster_at(l, maps->clusters[i]) + EM_PAGE, CLUSTER_BYTES - EM_PAGE);
+	em_ledger_drop_all_blocks(l, pack);
+	if (em_sys_discard_table(maps, l->header->maps_stride) < 0)
+		memset(maps, 0, sizeof *maps); /* refused: the memory stays, what it said must not */
+	if (l->clusters_lent == 0 && l->header->blocks_top) {
+		if (em_sys_discard_table(l->blocks, (uint64_t)l->header->blocks_top * sizeof(execmem_block)) < 0)
+			memset(l->blocks, 0, (uint64_t)l->header->blocks_top * sizeof(execmem_block));
+		l->header->clusters_free = 0;
+		l->header->blocks_top = 0;
+	}
+}
+
+/* ---- names ---- */
+
+static struct name_page *page_at(const struct em_ledger *l, uint32_t page)
+{
+	return (struct name_page *)(l->names + (uint64_t)page * EM_PAGE);
+}
+
+static struct name_cell *cell_at(const struct em_ledger *l, uint32_t cell)
+{
+	return (struct name_cell *)(l->names + (uint64_t)cell * EXECMEM_NAME_CELL);
+}
+
+static void open_page(struct em_ledger *l, uint32_t page)
+{
+	struct name_page *p = page_at(l, page);
+
+	p->previous = 0;
+	p->next = l->header->name_pages_open;
+	if (p->next)
+		page_at(l, p->next - 1)->previous = page + 1;
+	l->header->name_pages_open = page + 1;
+}
+
+static void unlink_page(struct em_ledger *l, uint32_t page)
+{
+	struct name_page *p = page_at(l, page);
+
+	if (p->previous)
+		page_at(l, p->previous - 1)->next = p->next;
+	else
+		l->header->name_pages_open = p->next;
+	if (p->next)
+		page_at(l, p->next - 1)->previous = p->previous;
+}
+
+/* A free cell; 0: none is left. */
+static uint32_t take_cell(struct em_ledger *l)
+{
+	struct name_page *p;
+	uint32_t page, bit;
+
+	if (!l->header->name_pages_open) {
+		if (l->header->names_top == l->header->names_max)
+			return 0;
+		page = l->header->names_top / CELLS;
+		l->header->names_top += CELLS;
+		p = page_at(l, page);
+		p->free[0] = ~1ull;
+		p->free[1] = ~0ull;
+		open_page(l, page);
+	}
+	page = l->header->name_pages_open - 1;
+	p = page_at(l, page);
+	bit = p->free[0] ? em_ctz(p->free[0]) : 64 + em_ctz(p->free[1]);
+	p->free[bit / 64] &= ~(1ull << bit % 64);
+	if (!p->free[0] && !p->free[1])
+		unlink_page(l, page);
+	l->names_live++;
+	return page * CELLS + bit;
+}
+
+static void give_cell(struct em_ledger *l, uint32_t cell)
+{
+	uint32_t page = cell / CELLS, bit = cell % CELLS;
+	struct name_page *p = page_at(l, page);
+
+	if (!p->free[0] && !p->free[1])
+		open_page(l, page);
+	p->free[bit / 64] |= 1ull << bit % 64;
+	l->names_live--;
+}
+
+int em_ledger_add_name(struct em_ledger *l, const char *text, uint32_t *out)
+{
+	size_t len = text ? strlen(text) : 0;
+	uint32_t first = 0, last = 0;
+
+	*out = 0;
+	for (size_t at = 0; at < len; at += EXECMEM_NAME_CELL_TEXT) {
+		uint32_t cell = take_cell(l);
+		size_t part = len - at < EXECMEM_NAME_CELL_TEXT ? len - at : EXECMEM_NAME_CELL_TEXT;
+
+		if (!cell) {
+			em_ledger_drop_name(l, first);
+			return em_error_set(EXECMEM_ENOMEM, "the ledger's heap of names is full; use shorter names or none.");
+		}
+		cell_at(l, cell)->next = 0;
+		memset(cell_at(l, cell)->text, 0, EXECMEM_NAME_CELL_TEXT);
+		memcpy(cell_at(l, cell)->text, text + at, part);
+		if (last)
+			cell_at(l, last)->next = cell;
+		else
+			first = cell;
+		last = cell;
+	}
+	*out = first;
+	return 0;
+}
+
+void em_ledger_drop_name(struct em_ledger *l, uint32_t name)
+{
+	if (!name)
+		return;
+	while (name) {
+		uint32_t next = cell_at(l, name)->next;
+
+		give_cell(l, name);
+		name = next;
+	}
+	if (l->names_live == 0 && l->header->names_top > NAMES_KEPT * CELLS &&
+	    em_sys_discard_table(l->names, (uint64_t)l->header->names_top * EXECMEM_NAME_CELL) == 0) {
+		l->header->names_top = 0;
+		l->header->name_pages_open = 0;
+	}
+}
+
+void em_ledger_read_name(const struct em_ledger *l, uint32_t name, char *out, size_t size)
+{
+	size_t used = 0;
+
+	for (; name && used + 1 < size; name = cell_at(l, name)->next) {
+		const char *text = cell_at(l, name)->text;
+
+		for (size_t i = 0; i < EXECMEM_NAME_CELL_TEXT && text[i] && used + 1 < size; i++)
+			out[used++] = text[i];
+	}
+	out[used] = '\0';
+}
+
+/* ---- is it lawful? ---- */
+
+const char *em_ledger_check(const struct em_ledger *l)
+{
+	const execmem_header *h = l->header;
+	uint64_t lent = 0, cells_used = 0, free_clusters = 0;
+
+	if (memcmp(h->magic, "EXECMEM", 8) != 0 || h->version != 1)
+		return "the ledger's header was overwritten";
+	for (uint32_t pack = 0; pack < h->packs_top; pack++)
+		lent += (l->packs[pack].slots_top + EXECMEM_CLUSTER - 1u) / EXECMEM_CLUSTER;
+	if (lent != l->clusters_lent)
+		return "clusters_lent does not count the clusters packs hold";
+	for (uint32_t c = h->clusters_free; c; c = cluster_at(l, c - 1)->size)
+		if (++free_clusters > h->blocks_top / EXECMEM_CLUSTER)
+			return "the list of free clusters has a cycle";
+	if ((lent + free_clusters) * EXECMEM_CLUSTER != h->blocks_top)
+		return "a cluster of block records is neither lent nor free";
+	for (uint32_t page = 0; page < h->names_top / CELLS; page++) {
+		const struct name_page *p = page_at(l, page);
+
+		cells_used += CELLS - 1u - (uint32_t)__builtin_popcountll(p->free[0]) - (uint32_t)__builtin_popcountll(p->free[1]);
+	}
+	return cells_used == l->names_live ? NULL : "names_live does not count the cells in use";
+}

@@ -1,0 +1,97 @@
+/* ledger: the bookkeeping's own shared memory, laid out so that another process can read it (docs/ledger.md).
+ *
+ *   header | index[kind] | packs | events | maps per pack | blocks | names
+ *
+ * One sparse memory file a domain: of its address space only what is used takes memory. Block records are lent to packs in
+ * clusters of 512, so that the 16-bit slot a head chunk holds finds its record in two steps:
+ *
+ *   head chunk --slot[chunk]--> slot --clusters[slot / 512]--> records[cluster * 512 + slot % 512]
+ *
+ * Names are chains of 32-byte cells in pages of 128; cell 0 of a page is its header. The caller holds the domain's lock.
+ */
+#ifndef EM_LEDGER_H
+#define EM_LEDGER_H
+
+#include "base.h"
+#include "index.h"
+#include "pack.h"
+
+enum {
+	EM_LEDGER_CLUSTERS = EXECMEM_PACK_CHUNKS / EXECMEM_CLUSTER, /* most that one pack can borrow */
+	EM_LEDGER_EVENTS = 4096,
+};
+
+struct em_ledger_maps { /* of one pack */
+	struct em_pack_maps bits;
+	uint32_t clusters[EM_LEDGER_CLUSTERS];
+	uint16_t slot[EXECMEM_PACK_CHUNKS]; /* slot + 1 of the block that starts, or last started, at the chunk */
+};
+
+struct em_ledger {
+	execmem_header *header;
+	execmem_pack *packs;
+	struct em_index *index; /* [EXECMEM_KINDS] */
+	execmem_event *events;
+	uint8_t *maps;
+	execmem_block *blocks;
+	uint8_t *names;
+	uint64_t epoch_ms;
+	uint64_t names_live;
+	uint32_t clusters_lent;
+	int fd; /* -1: private memory, because no memory file could be had; others cannot read it then */
+};
+
+int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max);
+void em_ledger_close(struct em_ledger *ledger);
+uint64_t em_ledger_resident(const struct em_ledger *ledger);
+
+/* ---- block records ---- */
+
+/* A record for the block that starts at `first` in `pack`; NULL (an error is set): the table is full. */
+execmem_block *em_ledger_add_block(struct em_ledger *ledger, uint32_t pack, uint32_t first);
+void em_ledger_drop_block(struct em_ledger *ledger, uint32_t pack, uint32_t first);
+void em_ledger_drop_all_blocks(struct em_ledger *ledger, uint32_t pack); /* of an empty pack: gives its clusters back */
+void em_ledger_forget_pack(struct em_ledger *ledger, uint32_t pack);     /* the same, and returns the memory of its maps */
+
+/* ---- names ---- */
+
+int em_ledger_add_name(struct em_ledger *ledger, const char *text, uint32_t *out); /* NULL or "": 0 */
+void em_ledger_drop_name(struct em_ledger *ledger, uint32_t name);
+void em_ledger_read_name(const struct em_ledger *ledger, uint32_t name, char *out, size_t size);
+
+const char *em_ledger_check(const struct em_ledger *ledger);
+
+static inline struct em_ledger_maps *em_ledger_maps_of(const struct em_ledger *ledger, uint32_t pack)
+{
+	return (struct em_ledger_maps *)(ledger->maps + (uint64_t)pack * ledger->header->maps_stride);
+}
+
+static inline struct em_pack em_ledger_pack(const struct em_ledger *ledger, uint32_t pack)
+{
+	return (struct em_pack){&ledger->packs[pack], &em_ledger_maps_of(ledger, pack)->bits};
+}
+
+/* The record of the block whose head is `first`. */
+static inline execmem_block *em_ledger_block(const struct em_ledger *ledger, uint32_t pack, uint32_t first)
+{
+	const struct em_ledger_maps *maps = em_ledger_maps_of(ledger, pack);
+	uint32_t slot = maps->slot[first] - 1u;
+
+	return &ledger->blocks[(uint64_t)maps->clusters[slot / EXECMEM_CLUSTER] * EXECMEM_CLUSTER + slot % EXECMEM_CLUSTER];
+}
+
+static inline void em_ledger_event(struct em_ledger *ledger, uint32_t op, uint64_t address, uint64_t size, uint32_t ms)
+{
+	uint64_t number = ledger->header->events;
+
+	ledger->events[number % EM_LEDGER_EVENTS] = (execmem_event){
+		.address = address,
+		.size = size > UINT32_MAX ? UINT32_MAX : (uint32_t)size,
+		.time_ms = ms,
+		.op = op,
+		.sequence = (uint32_t)number,
+	};
+	__atomic_store_n(&ledger->header->events, number + 1, __ATOMIC_RELEASE);
+}
+
+#endif

@@ -1,0 +1,527 @@
+/* map: reserving windows, making packs, opening doors.
+ *
+ * A pack is made full in the order that measures cheapest: one page is touched, the pack is collapsed while it holds that page
+ * alone, then it is blanked as one 2 MB page and mapped (docs/performance.md). Where no collapse is to be had everything works
+ * on 4 KB pages.
+ */
+#include "map.h"
+#include "error.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <string.h>
+
+static const int prots[EXECMEM_KINDS] = {
+	[EXECMEM_TEXT] = EM_READ | EM_EXEC,
+	[EXECMEM_RODATA] = EM_READ,
+	[EXECMEM_DATA] = EM_READ | EM_WRITE,
+};
+static const uint8_t zeros[EM_MAP_BLANK];
+
+static const uint8_t *blank_of(const struct em_map *map, int kind)
+{
+	return kind == EXECMEM_TEXT ? map->traps : zeros;
+}
+
+static uint64_t pack_offset(uint32_t pack)
+{
+	return (uint64_t)pack * EXECMEM_PACK_SIZE;
+}
+
+/* ---- the window ---- */
+
+struct gap_search {
+	uint64_t lo, hi, need; /* window starts allowed: [lo, hi], with `need` bytes free from there */
+	uint64_t previous_end;
+	uint64_t places;       /* how many aligned places were seen */
+	uint64_t wanted;       /* which of them to stop at */
+	uint64_t found;
+};
+
+static int visit_gap(void *arg, uint64_t start, uint64_t end)
+{
+	struct gap_search *s = arg;
+	uint64_t lo = em_round_up(s->previous_end > s->lo ? s->previous_end : s->lo, EXECMEM_PACK_SIZE);
+	uint64_t hi = start >= s->need && start - s->need < s->hi ? start - s->need : s->hi;
+	bool room = start > lo && start - lo >= s->need && hi >= lo;
+	uint64_t here = room ? (hi - lo) / EXECMEM_PACK_SIZE + 1 : 0;
+
+	if (here > s->wanted - s->places) {
+		s->found = lo + (s->wanted - s->places) * EXECMEM_PACK_SIZE;
+		return 1;
+	}
+	s->places += here;
+	s->previous_end = end;
+	return 0;
+}
+
+/* Picks one of the free places of the range with equal chance. */
+static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
+{
+	for (int attempt = 0; attempt < 16; attempt++) {
+		struct gap_search count = {.lo = lo, .hi = hi, .need = need, .wanted = UINT64_MAX}, pick = count;
+		uint64_t random;
+		int err = em_sys_mappings(visit_gap, &count);
+
+		if (err < 0)
+			return err;
+		visit_gap(&count, 1ull << 47, 1ull << 47); /* what lies above the last mapping */
+		if (count.places == 0)
+			return -EEXIST;
+		err = em_sys_random(&random, sizeof random);
+		if (err < 0)
+			return err;
+		pick.wanted = random % count.places;
+		if (em_sys_mappings(visit_gap, &pick) == 0)
+			visit_gap(&pick, 1ull << 47, 1ull << 47);
+		if (!pick.found)
+			continue;
+		err = em_sys_reserve((void *)(uintptr_t)pick.found, need, out);
+		if (err != -EEXIST)
+			return err;
+	}
+	return -EEXIST;
+}
+
+static int reserve_near(const struct em_map_options *o, uint64_t need, uint64_t window_size, void **out)
+{
+	uint64_t lo = o->near_address > o->reach ? o->near_address - o->reach : 0;
+	uint64_t hi = o->near_address + o->reach < o->near_address ? UINT64_MAX : o->near_address + o->reach;
+
+	if (lo < 1 << 16)
+		lo = 1 << 16; /* vm.mmap_min_addr */
+	lo = em_round_up(lo, EXECMEM_PACK_SIZE);
+	if (hi < window_size || hi - window_size < lo)
+		return -EEXIST;
+	return reserve_in_range(lo, hi - window_size, need, out);
+}
+
+/* Anywhere in the upper part of a 47-bit space, by getrandom; where the space is smaller, where the kernel says. */
+static int reserve_anywhere(uint64_t need, void **out)
+{
+	void *got;
+	uint64_t start;
+	int err = 0;
+
+	for (int attempt = 0; attempt < 32; attempt++) {
+		uint64_t random;
+
+		err = em_sys_random(&random, sizeof random);
+		if (err < 0)
+			return err;
+		start = (1ull << 40) + (random % (0x7d0000000000ull >> EM_PACK_SHIFT) << EM_PACK_SHIFT);
+		err = em_sys_reserve((void *)(uintptr_t)start, need, out);
+		if (err != -EEXIST)
+			break;
+	}
+	if (err == 0 || err == -EAGAIN)
+		return err;
+	err = em_sys_reserve(NULL, need + EXECMEM_PACK_SIZE, &got);
+	if (err < 0)
+		return err;
+	start = em_round_up((uintptr_t)got, EXECMEM_PACK_SIZE);
+	if (start > (uintptr_t)got)
+		(void)em_sys_release(got, start - (uintptr_t)got); /* a leftover reservation costs addresses only */
+	(void)em_sys_release((void *)(uintptr_t)(start + need), (uintptr_t)got + EXECMEM_PACK_SIZE - start);
+	*out = (void *)(uintptr_t)start;
+	return 0;
+}
+
+static int reserve_window(struct em_map *map, const struct em_map_options *o)
+{
+	uint32_t packs = o->packs;
+	void *got = NULL;
+	int err;
+
+	for (;;) {
+		uint64_t size = pack_offset(packs), need = size + EXECMEM_PACK_SIZE;
+
+		err = o->near_address ? reserve_near(o, need, size, &got) : reserve_anywhere(need, &got);
+		if (err >= 0 || packs == 1 || !o->shrink || (err != -EEXIST && err != -ENOMEM))
+			break;
+		packs /= 2;
+	}
+	if (err < 0 && o->near_address && o->fallback) {
+		struct em_map_options anywhere = *o;
+
+		anywhere.near_address = 0;
+		map->far = true;
+		return reserve_window(map, &anywhere);
+	}
+	if (err == -EEXIST)
+		return em_error_set(EXECMEM_EWINDOW,
+		                    "no window of %llu MB is free within %llu MB of address %#llx. Ask for a smaller window, a longer "
+		                    "reach, or fallback=1 to take any address.",
+		                    (unsigned long long)(pack_offset(o->packs) >> 20), (unsigned long long)(o->reach >> 20),
+		                    (unsigned long long)o->near_address);
+	if (err < 0)
+		return em_error_system(err, "reserve address space for a window");
+	map->window = got;
+	map->packs = packs;
+	return 0;
+}
+
+/* ---- opening and closing ---- */
+
+/* munmap of many mappings can be refused for want of one more; once they are a single reservation again it needs none. */
+static void release_range(void *at, uint64_t size)
+{
+	if (em_sys_release(at, size) < 0 && em_sys_unview(at, size) == 0)
+		(void)em_sys_release(at, size); /* refused again: addresses stay reserved, memory does not */
+}
+
+int em_map_open(struct em_map *map, const struct em_map_options *o)
+{
+	void *alias = NULL;
+	int err;
+
+	*map = (struct em_map){.mode = o->mode, .small_pages = o->small_pages, .fd = -1, .traps = o->traps};
+	if (em_map_has_file(o->mode))
+		err = em_sys_memfd("execmem", &map->fd);
+	else
+		err = o->mode == EXECMEM_MODE_PROCMEM ? em_sys_self_mem(&map->fd) : 0;
+	if (err < 0)
+		return em_error_system(err, em_map_has_file(o->mode) ? "create a memory file (memfd_create)" : "open /proc/self/mem");
+	err = reserve_window(map, o);
+	if (err < 0)
+		goto undo_fd;
+	if (o->mode == EXECMEM_MODE_ALIAS) {
+		err = reserve_anywhere(pack_offset(map->packs), &alias);
+		if (err < 0) {
+			err = em_error_system(err, "reserve address space for the writable alias");
+			goto undo_window;
+		}
+		map->alias = alias;
+	}
+	return 0;
+undo_window:
+	release_range(map->window, pack_offset(map->packs + 1));
+undo_fd:
+	em_sys_close(map->fd);
+	map->fd = -1;
+	return err;
+}
+
+void em_map_close(struct em_map *map)
+{
+	release_range(map->window, pack_offset(map->packs + 1));
+	if (map->alias)
+		release_range(map->alias, pack_offset(map->packs));
+	em_sys_close(map->fd);
+	map->fd = -1;
+}
+
+/* ---- making packs ---- */
+
+static int grow_file(struct em_map *map, uint32_t pack)
+{
+	uint64_t size = pack_offset(pack + 1);
+	int err;
+
+	if (size <= map->file_size)
+		return 0;
+	err = em_sys_resize(map->fd, size);
+	if (err < 0)
+		return em_error_system(err, "grow the memory file");
+	map->file_size = size;
+	return 0;
+}
+
+static int view_alias(struct em_map *map, uint32_t pack)
+{
+	uint8_t *at;
+	int err;
+
+	if (!map->alias)
+		return 0;
+	at = map->alias + pack_offset(pack);
+	err = em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ | EM_WRITE, map->fd, pack_offset(pack));
+	if (err < 0)
+		return em_error_system(err, "map the writable alias of a pack");
+	(void)em_sys_hide_from_children(at, EXECMEM_PACK_SIZE); /* a precaution: a child that has it cannot open a door either */
+	return 0;
+}
+
+static void undo_alias(struct em_map *map, uint32_t pack)
+{
+	if (map->alias)
+		(void)em_sys_unview(map->alias + pack_offset(pack), EXECMEM_PACK_SIZE);
+}
+
+static int grow_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to)
+{
+	uint64_t offset = pack_offset(pack) + from;
+	int err = grow_file(map, pack);
+
+	if (err < 0)
+		return err;
+	err = from == 0 ? view_alias(map, pack) : 0;
+	if (err < 0)
+		return err;
+	err = em_sys_write_repeated(map->fd, blank_of(map, kind), EM_MAP_BLANK, to - from, offset);
+	if (err < 0) {
+		err = em_error_system(err, "blank new memory");
+		goto undo;
+	}
+	err = em_sys_view(map->window + offset, to - from, prots[kind], map->fd, offset);
+	if (err < 0) {
+		err = em_error_system(err, "map code pages");
+		goto undo;
+	}
+	return 0;
+undo:
+	(void)em_sys_discard(map->fd, offset, to - from); /* else the pages stay until the pack is made again */
+	if (from == 0)
+		undo_alias(map, pack);
+	return err;
+}
+
+/* Private memory is born zero; one page is written all the same, for memory that was only ever read cannot be collapsed. */
+static int blank_private(struct em_map *map, int kind, uint64_t offset, uint64_t size)
+{
+	uint8_t *at = map->window + offset;
+
+	if (kind == EXECMEM_DATA) {
+		*(volatile uint8_t *)at = 0;
+		return 0;
+	}
+	if (map->mode == EXECMEM_MODE_PROCMEM)
+		return em_sys_write_repeated(map->fd, blank_of(map, kind), EM_MAP_BLANK, kind == EXECMEM_TEXT ? size : EM_PAGE,
+		                             (uintptr_t)at);
+	if (kind != EXECMEM_TEXT)
+		*(volatile uint8_t *)at = 0;
+	for (uint64_t done = 0; kind == EXECMEM_TEXT && done < size; done += EM_MAP_BLANK)
+		memcpy(at + done, map->traps, size - done < EM_MAP_BLANK ? size - done : EM_MAP_BLANK);
+	return em_sys_protect(at, size, prots[kind]);
+}
+
+static int grow_private(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to)
+{
+	uint64_t offset = pack_offset(pack) + from, size = to - from;
+	bool flip = map->mode == EXECMEM_MODE_FLIP; /* not executable before it is blank, as never writable after */
+	int err = em_sys_view(map->window + offset, size, flip ? EM_READ | EM_WRITE : prots[kind], -1, 0);
+
+	if (err < 0)
+		return em_error_system(err, "map code pages");
+	err = blank_private(map, kind, offset, size);
+	if (err < 0) {
+		(void)em_sys_unview(map->window + offset, size);
+		return em_error_system(err, "blank new memory");
+	}
+	return 0;
+}
+
+int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to)
+{
+	em_assert(from < to && to <= EXECMEM_PACK_SIZE && pack < map->packs);
+	return em_map_has_file(map->mode) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
+}
+
+/* Collapses the pack's file range, which holds at least a page, through the alias or a scratch view that cannot be executed. */
+static void collapse_file(struct em_map *map, uint32_t pack)
+{
+	uint8_t *scratch = map->window + pack_offset(map->packs);
+
+	if (map->alias) {
+		(void)em_sys_collapse(map->alias + pack_offset(pack), EXECMEM_PACK_SIZE);
+		return;
+	}
+	if (em_sys_view(scratch, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) < 0)
+		return;
+	(void)em_sys_collapse(scratch, EXECMEM_PACK_SIZE);
+	(void)em_sys_unview(scratch, EXECMEM_PACK_SIZE); /* else the next scratch view replaces it */
+}
+
+static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t from)
+{
+	uint64_t offset = pack_offset(pack), touched = from ? from : EM_PAGE;
+	const uint8_t *blank = blank_of(map, kind);
+	int err = grow_file(map, pack);
+
+	if (err < 0)
+		return err;
+	err = from == 0 ? view_alias(map, pack) : 0;
+	if (err < 0)
+		return err;
+	err = from == 0 ? em_sys_write_repeated(map->fd, blank, EM_MAP_BLANK, EM_PAGE, offset) : 0;
+	if (err == 0 && !map->small_pages)
+		collapse_file(map, pack);
+	if (err == 0)
+		err = em_sys_write_repeated(map->fd, blank, EM_MAP_BLANK, EXECMEM_PACK_SIZE - touched, offset + touched);
+	if (err < 0) {
+		err = em_error_system(err, "blank new memory");
+		goto undo;
+	}
+	/* Over all of it: the part that was there before is replaced in one step, by the same bytes. */
+	err = em_sys_view(map->window + offset, EXECMEM_PACK_SIZE, prots[kind], map->fd, offset);
+	if (err == 0)
+		return 0;
+	err = em_error_system(err, "map code pages");
+undo:
+	(void)em_sys_discard(map->fd, offset + from, EXECMEM_PACK_SIZE - from);
+	if (from == 0)
+		undo_alias(map, pack);
+	return err;
+}
+
+int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, bool *huge)
+{
+	uint8_t *at = map->window + pack_offset(pack);
+	int err;
+
+	em_assert(from < EXECMEM_PACK_SIZE && pack < map->packs);
+	if (em_map_has_file(map->mode)) {
+		err = complete_in_file(map, pack, kind, from);
+	} else {
+		err = grow_private(map, pack, kind, from, EXECMEM_PACK_SIZE);
+		if (err == 0 && !map->small_pages)
+			(void)em_sys_collapse(at, EXECMEM_PACK_SIZE);
+	}
+	if (err < 0)
+		return err;
+	(void)em_sys_populate(at, EXECMEM_PACK_SIZE); /* without it the first calls fault the pages in */
+	*huge = em_map_huge(map, pack_offset(pack), EXECMEM_PACK_SIZE) == EXECMEM_PACK_SIZE;
+	return 0;
+}
+
+void em_map_remove(struct em_map *map, uint32_t pack, uint32_t packs)
+{
+	uint64_t offset = pack_offset(pack), size = pack_offset(packs);
+	int err = map->alias ? em_sys_unview(map->alias + offset, size) : 0;
+	int err_window = em_sys_unview(map->window + offset, size);
+
+	if (err == 0 && err_window == 0 && em_map_has_file(map->mode))
+		(void)em_sys_discard(map->fd, offset, size); /* refused: memory stays charged to the file, and is reused */
+}
+
+/* ---- doors ---- */
+
+int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t extent, uint64_t extent_size, struct em_map_door *out)
+{
+	int err;
+
+	*out = (struct em_map_door){.fd = -1, .at = offset};
+	if (kind == EXECMEM_DATA) {
+		out->memory = map->window + offset;
+		return 0;
+	}
+	switch (map->mode) {
+	case EXECMEM_MODE_ALIAS:
+		out->memory = map->alias + offset;
+		return 0;
+	case EXECMEM_MODE_SYSCALL:
+		out->fd = map->fd;
+		return 0;
+	case EXECMEM_MODE_PROCMEM:
+		out->fd = map->fd;
+		out->at = (uintptr_t)map->window + offset;
+		return 0;
+	default:
+		break;
+	}
+	em_always(map->mode == EXECMEM_MODE_FLIP);
+	err = em_sys_stop_threads();
+	if (err < 0)
+		return err == -EBUSY ? em_error_set(EXECMEM_EBUSY, "write mode flip must stop all other threads for a write, and one "
+		                                                   "did not stop within 0.2 s (it blocks signals). Try again, or "
+		                                                   "use another write mode.")
+		                     : em_error_system(err, "stop the other threads for a write in mode flip");
+	err = em_sys_protect(map->window + extent, extent_size, EM_READ | EM_WRITE);
+	if (err < 0) {
+		em_sys_resume_threads();
+		return em_error_system(err, "turn a pack writable (mprotect)");
+	}
+	out->memory = map->window + offset;
+	out->flipped = (uintptr_t)map->window + extent;
+	out->flipped_size = extent_size;
+	out->prot = prots[kind];
+	return 0;
+}
+
+int em_map_close_door(struct em_map_door *door)
+{
+	int err = 0;
+
+	if (!door->flipped_size)
+		return 0;
+	/* Without this call the pack's code is unreachable, so it is tried more than once. */
+	for (int attempt = 0; attempt < 3; attempt++) {
+		err = em_sys_protect((void *)(uintptr_t)door->flipped, door->flipped_size, door->prot);
+		if (err == 0)
+			break;
+	}
+	em_sys_resume_threads();
+	return err < 0 ? em_error_system(err, "turn a pack executable again; a later write to it tries once more (mprotect)") : 0;
+}
+
+/* ---- asking ---- */
+
+uint64_t em_map_resident(const struct em_map *map)
+{
+	uint64_t bytes = 0;
+
+	if (em_map_has_file(map->mode))
+		return em_sys_file_resident(map->fd);
+	(void)em_sys_scan(map->window, pack_offset(map->packs), EM_SYS_PRESENT, &bytes);
+	return bytes;
+}
+
+uint64_t em_map_huge(const struct em_map *map, uint64_t offset, uint64_t size)
+{
+	uint64_t bytes = 0;
+
+	(void)em_sys_scan(map->window + offset, size, EM_SYS_HUGE, &bytes); /* cannot be asked: not claimed */
+	return bytes;
+}
+
+struct vma_count {
+	uint64_t lo[2], hi[2], count;
+};
+
+static int count_vma(void *arg, uint64_t start, uint64_t end)
+{
+	struct vma_count *c = arg;
+
+	for (int i = 0; i < 2; i++)
+		c->count += start < c->hi[i] && end > c->lo[i];
+	return 0;
+}
+
+uint64_t em_map_vmas(const struct em_map *map)
+{
+	struct vma_count c = {
+		.lo = {(uintptr_t)map->window, (uintptr_t)map->alias},
+		.hi = {(uintptr_t)map->window + pack_offset(map->packs + 1),
+		       map->alias ? (uintptr_t)map->alias + pack_offset(map->packs) : 0},
+	};
+
+	(void)em_sys_mappings(count_vma, &c);
+	return c.count;
+}
+
+/* ---- does a mode work here? ---- */
+
+int em_map_works(int mode, const uint8_t *traps)
+{
+	struct em_map_options options = {.mode = mode, .packs = 1, .small_pages = true, .traps = traps};
+	struct em_map_door door;
+	struct em_map map;
+	size_t done;
+	int err = em_map_open(&map, &options);
+
+	if (err < 0)
+		return err;
+	err = em_map_grow(&map, 0, EXECMEM_TEXT, 0, EM_PAGE);
+	if (err == 0)
+		err = em_map_open_door(&map, EXECMEM_TEXT, 0, 0, EM_PAGE, &door);
+	if (err == 0) {
+		if (door.memory)
+			memcpy(door.memory, traps, EXECMEM_CHUNK);
+		else if ((err = em_sys_write(door.fd, traps, EXECMEM_CHUNK, door.at, &done)) < 0)
+			err = em_error_system(err, "write to code memory");
+		if (em_map_close_door(&door) < 0)
+			err = EXECMEM_ESYSTEM;
+	}
+	em_map_close(&map);
+	return err;
+}

@@ -1,0 +1,73 @@
+/* map: the window, its packs, and the doors through which bytes get in.
+ *
+ *   window   | pack 0 | pack 1 | pack 2 |  reserved, no access ...  | scratch |
+ *   file       0        2 MB     4 MB      one memfd: pack i is at offset i * 2 MB, so neighbours share one mapping
+ *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (mode alias only, at an unrelated random address, RW-)
+ *
+ * Offsets are bytes from the window's start. A pack is born here with all its memory blank (traps for text, zeros otherwise) before
+ * the first view that can be executed exists; in mode procmem alone the pages read as zeros for the moment between mapping and
+ * blanking. The caller holds the domain's lock.
+ */
+#ifndef EM_MAP_H
+#define EM_MAP_H
+
+#include "base.h"
+
+enum { EM_MAP_BLANK = 65536 }; /* bytes of one blank unit */
+
+struct em_map_options {
+	int mode;            /* not AUTO */
+	uint32_t packs;      /* of the window; may come out smaller when `shrink` */
+	bool shrink;         /* take a smaller window rather than none */
+	bool small_pages;
+	bool fallback;       /* anywhere, when nothing is within reach */
+	uint64_t near_address, reach; /* near_address 0: anywhere */
+	const uint8_t *traps; /* EM_MAP_BLANK bytes, blank text */
+};
+
+struct em_map {
+	int mode;
+	bool small_pages;
+	bool far;            /* the fallback was taken */
+	int fd;              /* memfd; /proc/self/mem in procmem; -1 in flip */
+	uint32_t packs;
+	uint8_t *window;
+	uint8_t *alias;      /* NULL but in mode alias */
+	const uint8_t *traps;
+	uint64_t file_size;
+};
+
+/* What an open door leads to: memory that may be written, or a file to pwrite to. */
+struct em_map_door {
+	uint8_t *memory;
+	int fd;
+	uint64_t at;
+	uint64_t flipped, flipped_size; /* mode flip: what to turn back */
+	int prot;
+};
+
+int em_map_works(int mode, const uint8_t *traps); /* 0 or why this mode cannot be had here: tries it on one page */
+int em_map_open(struct em_map *map, const struct em_map_options *options);
+void em_map_close(struct em_map *map);
+
+/* Maps bytes [from, to) of a pack on small pages, blank. */
+int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to);
+/* Maps the rest of a pack, blank, as one 2 MB page where that can be had: *huge is what the kernel says then. */
+int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, bool *huge);
+/* Gives packs back to the system. What cannot be unmapped stays mapped and blank, and is reused when the pack is made again. */
+void em_map_remove(struct em_map *map, uint32_t pack, uint32_t packs);
+
+/* For poke only. The range lies in one extent [extent, extent + extent_size): the mapped part of a pack or a span. */
+int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t extent, uint64_t extent_size, struct em_map_door *out);
+int em_map_close_door(struct em_map_door *door);
+
+uint64_t em_map_resident(const struct em_map *map);
+uint64_t em_map_huge(const struct em_map *map, uint64_t offset, uint64_t size);
+uint64_t em_map_vmas(const struct em_map *map);
+
+static inline bool em_map_has_file(int mode)
+{
+	return mode == EXECMEM_MODE_SYSCALL || mode == EXECMEM_MODE_ALIAS;
+}
+
+#endif

@@ -1,0 +1,83 @@
+/* poke: open the door, write, close it, make CPUs see the new bytes.
+ *
+ * A write that fails half way leaves blank memory, never half a function: the write modes with a file write pages that exist, so in a
+ * running system only a policy that changed or an injected failure gets there.
+ */
+#include "poke.h"
+#include "error.h"
+#include "sys.h"
+
+#include <string.h>
+
+static const uint8_t zeros[EM_MAP_BLANK];
+
+static const uint8_t *blank_of(const struct em_poke *where)
+{
+	return where->kind == EXECMEM_TEXT ? where->map->traps : zeros;
+}
+
+static int make_visible(const struct em_poke *where, uint64_t offset, uint64_t len)
+{
+	int err;
+
+	if (where->kind != EXECMEM_TEXT)
+		return 0;
+	where->arch->flush(where->map->window + offset, len);
+	if (where->arch->fill_sync == EM_ARCH_SYNC_NONE)
+		return 0;
+	err = em_sys_sync_core();
+	return err < 0 ? em_error_system(err, "synchronise the other threads' instruction streams (membarrier)") : 0;
+}
+
+static void blank_memory(const struct em_poke *where, uint8_t *to, uint64_t len)
+{
+	if (where->kind == EXECMEM_TEXT)
+		where->arch->fill_traps(to, len);
+	else
+		memset(to, 0, len);
+}
+
+int em_poke_copy(const struct em_poke *where, uint64_t offset, const void *src, size_t len)
+{
+	struct em_map_door door;
+	int err = em_map_open_door(where->map, where->kind, offset, where->extent, where->extent_size, &door);
+
+	if (EM_UNLIKELY(err < 0))
+		return err;
+	if (door.memory) {
+		memcpy(door.memory, src, len);
+	} else {
+		size_t done;
+
+		err = em_sys_write(door.fd, src, len, door.at, &done);
+		if (EM_UNLIKELY(err < 0)) {
+			if (done > 0)
+				(void)em_sys_write_repeated(door.fd, blank_of(where), EM_MAP_BLANK, done, door.at);
+			return em_error_system(err, "write to code memory");
+		}
+	}
+	err = em_map_close_door(&door);
+	if (EM_UNLIKELY(err < 0)) { /* still writable, so what was written can be taken back */
+		blank_memory(where, door.memory, len);
+		return err;
+	}
+	return make_visible(where, offset, len);
+}
+
+int em_poke_blank(const struct em_poke *where, uint64_t offset, uint64_t len)
+{
+	struct em_map_door door;
+	int err = em_map_open_door(where->map, where->kind, offset, where->extent, where->extent_size, &door);
+
+	if (EM_UNLIKELY(err < 0))
+		return err;
+	if (door.memory) {
+		blank_memory(where, door.memory, len);
+	} else {
+		err = em_sys_write_repeated(door.fd, blank_of(where), EM_MAP_BLANK, len, door.at);
+		if (EM_UNLIKELY(err < 0))
+			return em_error_system(err, "put traps over freed code");
+	}
+	err = em_map_close_door(&door);
+	return EM_UNLIKELY(err < 0) ? err : make_visible(where, offset, len);
+}

@@ -1,0 +1,25 @@
+/* poke: the only way bytes get into memory that is mapped for execution. Asks map for a door, writes, and makes CPUs see it.
+ *
+ * The caller holds the domain's lock and has made sure that the range lies in one block (or in free chunks), and that nothing
+ * executes it.
+ */
+#ifndef EM_POKE_H
+#define EM_POKE_H
+
+#include "arch.h"
+#include "base.h"
+#include "map.h"
+
+struct em_poke { /* where: the mapped part of a pack or span, and what it holds */
+	struct em_map *map;
+	const struct em_arch *arch;
+	int kind;
+	uint64_t extent, extent_size; /* bytes from the window's start */
+};
+
+/* Writes `len` bytes at `offset`. When the system refuses, nothing has changed; when it stops midway, what was written is blank. */
+int em_poke_copy(const struct em_poke *where, uint64_t offset, const void *src, size_t len);
+/* Makes the range blank: traps for text, zeros otherwise. */
+int em_poke_blank(const struct em_poke *where, uint64_t offset, uint64_t len);
+
+#endif

@@ -1,0 +1,222 @@
+/* stats: what is there now, as counted here and as the kernel tells; and whether a domain is lawful.
+ *
+ * These walk: costs grow with packs (stats) or with everything (check). No hot path comes here.
+ */
+#include "domain.h"
+#include "error.h"
+
+static uint64_t largest_free(const execmem_domain *d)
+{
+	uint64_t largest = 0;
+
+	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+		const execmem_pack *p = &d->ledger.packs[pack];
+
+		if (p->kind == EXECMEM_TEXT && (p->state == EXECMEM_PACK_FULL || p->state == EXECMEM_PACK_SMALL)) {
+			uint64_t run = (uint64_t)em_pack_largest(em_ledger_pack(&d->ledger, pack)) << EM_CHUNK_SHIFT;
+
+			largest = run > largest ? run : largest;
+		}
+	}
+	return largest;
+}
+
+/* Packs that are mapped whole, one kind of pack or span after the other. */
+static bool is_whole(const execmem_domain *d, uint32_t pack)
+{
+	const execmem_pack *p = &d->ledger.packs[pack];
+	uint32_t first = p->state == EXECMEM_PACK_SPAN_TAIL ? pack - p->span_packs : pack;
+	uint64_t end = em_domain_offset(first, 0) + ((uint64_t)d->ledger.packs[first].usable_chunks << EM_CHUNK_SHIFT);
+
+	return p->state != EXECMEM_PACK_ABSENT && em_domain_offset(pack + 1, 0) <= end;
+}
+
+static void ask_kernel(execmem_domain *d, execmem_stats *out)
+{
+	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++)
+		if (is_whole(d, pack)) {
+			uint64_t huge = em_map_huge(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
+
+			d->ledger.packs[pack].huge = huge == EXECMEM_PACK_SIZE;
+			out->full_packs++;
+			out->huge_packs += huge == EXECMEM_PACK_SIZE;
+		}
+	out->huge_bytes = out->huge_packs * EXECMEM_PACK_SIZE;
+	out->resident_bytes = em_map_resident(&d->map);
+	out->ledger_bytes = em_ledger_resident(&d->ledger);
+	out->vmas = em_map_vmas(&d->map);
+}
+
+int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
+{
+	const execmem_header *h;
+	execmem_domain *d;
+	int err = em_domain_enter(domain, &d);
+
+	if (err < 0)
+		return err;
+	h = d->ledger.header;
+	*out = (execmem_stats){
+		.live_blocks = h->live_blocks,
+		.live_bytes = h->live_bytes,
+		.used_bytes = h->used_bytes,
+		.charged_bytes = __atomic_load_n(&h->charged_bytes, __ATOMIC_RELAXED),
+		.limit = h->limit,
+		.packs = h->packs_live,
+		.largest_free = largest_free(d),
+		.allocs = h->allocs,
+		.frees = h->frees,
+		.fills = h->fills,
+		.fill_bytes = h->fill_bytes,
+		.packs_made = h->packs_made,
+		.packs_returned = h->packs_returned,
+		.collapses = h->collapses,
+		.collapse_failures = h->collapse_failures,
+		.refusals = h->refusals,
+		.window = h->window,
+		.window_bytes = em_domain_offset(d->map.packs, 0),
+		.write_mode = h->write_mode,
+		.far = d->map.far,
+		.domain = h->domain,
+		.parent = h->parent,
+	};
+	ask_kernel(d, out);
+	em_domain_leave(d);
+	return 0;
+}
+
+const execmem_header *execmem_domain_ledger(execmem_domain *domain)
+{
+	const execmem_header *h;
+	execmem_domain *d;
+
+	if (em_domain_enter(domain, &d) < 0)
+		return NULL;
+	h = d->ledger.header;
+	em_domain_leave(d);
+	return h;
+}
+
+/* ---- is it lawful? ---- */
+
+struct census {
+	uint64_t blocks, live_bytes, used_bytes, packs;
+	uint32_t packs_of[EXECMEM_KINDS];
+};
+
+static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t first, uint64_t bytes, struct census *c)
+{
+	const execmem_block *block = em_ledger_block(&d->ledger, pack, first);
+
+	if (em_ledger_maps_of(&d->ledger, pack)->slot[first] == 0)
+		return "a block has no record";
+	if (block->address != d->ledger.header->window + em_domain_offset(pack, first))
+		return "a block's record tells another address";
+	if (block->state == EXECMEM_BLOCK_NONE || block->kind != d->ledger.packs[pack].kind)
+		return "a block's record tells another state or kind than its pack";
+	if (block->size == 0 || block->size > bytes ||
+	    em_round_up(block->size, block->size > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK) != bytes)
+		return "a block's record tells another size than its chunks";
+	c->blocks++;
+	c->live_bytes += block->size;
+	c->used_bytes += bytes;
+	return NULL;
+}
+
+/* Law 2, on the memory itself. */
+static bool is_blank(const execmem_domain *d, uint32_t pack, uint32_t chunk, uint32_t chunks)
+{
+	const uint8_t *at = d->map.window + em_domain_offset(pack, chunk);
+	uint64_t len = (uint64_t)chunks << EM_CHUNK_SHIFT;
+
+	if (d->ledger.packs[pack].kind == EXECMEM_TEXT)
+		return d->arch->is_trap(at, len);
+	for (uint64_t i = 0; i < len; i++)
+		if (at[i])
+			return false;
+	return true;
+}
+
+static const char *check_chunks(const execmem_domain *d, uint32_t pack, struct census *c)
+{
+	struct em_pack p = em_ledger_pack(&d->ledger, pack);
+	uint32_t chunk = 0;
+
+	while (chunk < p.record->usable_chunks) {
+		if (em_pack_is_head(p, chunk)) {
+			uint32_t chunks = em_pack_length(p, chunk);
+			const char *broken = check_block(d, pack, chunk, (uint64_t)chunks << EM_CHUNK_SHIFT, c);
+
+			if (broken)
+				return broken;
+			chunk += chunks;
+			continue;
+		}
+		if (!is_blank(d, pack, chunk, 1))
+			return "a free chunk is not blank";
+		chunk++;
+	}
+	return NULL;
+}
+
+static const char *check_pack(const execmem_domain *d, uint32_t pack, struct census *c)
+{
+	const execmem_pack *p = &d->ledger.packs[pack];
+	const char *broken;
+
+	if ((d->present[pack / 64] >> pack % 64 & 1) != (p->state != EXECMEM_PACK_ABSENT))
+		return "a pack's state does not match the map of those present";
+	if (p->state == EXECMEM_PACK_ABSENT)
+		return NULL;
+	c->packs++;
+	if (p->state == EXECMEM_PACK_SPAN_TAIL)
+		return d->ledger.packs[pack - p->span_packs].state == EXECMEM_PACK_SPAN ? NULL : "a span's tail has no head";
+	if (p->state == EXECMEM_PACK_SPAN)
+		return check_block(d, pack, 0, (uint64_t)p->usable_chunks << EM_CHUNK_SHIFT, c);
+	c->packs_of[p->kind]++;
+	if ((p->state == EXECMEM_PACK_SMALL) != (d->small[p->kind] == pack))
+		return "a small pack is not the one its kind grows";
+	for (unsigned cls = 0; cls < EM_PACK_CLASSES; cls++)
+		if ((d->ledger.index[p->kind].packs[cls][pack / 64] >> pack % 64 & 1) != (p->classes >> cls & 1))
+			return "the index does not know a pack's classes";
+	broken = em_pack_check(em_ledger_pack(&d->ledger, pack));
+	return broken ? broken : check_chunks(d, pack, c);
+}
+
+static const char *check_all(const execmem_domain *d)
+{
+	const execmem_header *h = d->ledger.header;
+	struct census c = {0};
+	const char *broken = em_ledger_check(&d->ledger);
+
+	for (int kind = 0; !broken && kind < EXECMEM_KINDS; kind++)
+		broken = em_index_check(&d->ledger.index[kind]);
+	for (uint32_t pack = 0; !broken && pack < h->packs_top; pack++)
+		broken = check_pack(d, pack, &c);
+	if (broken)
+		return broken;
+	if (c.blocks != h->live_blocks || c.live_bytes != h->live_bytes || c.used_bytes != h->used_bytes)
+		return "the counters do not count the live blocks";
+	if (h->allocs - h->frees != h->live_blocks)
+		return "allocs less frees is not the number of live blocks";
+	if (c.packs != h->packs_live || h->packs_made - h->packs_returned != h->packs_live)
+		return "the counters do not count the packs";
+	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
+		if (c.packs_of[kind] != d->packs_of[kind])
+			return "a kind's packs are not counted right";
+	return NULL;
+}
+
+const char *execmem_domain_check(execmem_domain *domain)
+{
+	const char *broken;
+	execmem_domain *d;
+
+	if (em_domain_enter(domain, &d) < 0)
+		return execmem_error_text();
+	broken = check_all(d);
+	if (!broken && __atomic_load_n(&d->ledger.header->charged_bytes, __ATOMIC_RELAXED) < d->ledger.header->used_bytes)
+		broken = "less is charged than is used";
+	em_domain_leave(d);
+	return broken;
+}

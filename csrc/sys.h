@@ -1,0 +1,82 @@
+/* sys: every system call of the house, and nothing else. sys_linux.c is the only file that makes one.
+ *
+ * Functions give 0 or a negative errno, and leave nothing behind when they fail. Each that can fail in a running system has a name
+ * under which tests can script its failures (execmem_test_script); a scripted failure happens instead of the call.
+ */
+#ifndef EM_SYS_H
+#define EM_SYS_H
+
+#include "base.h"
+
+#include <stdatomic.h>
+
+enum { EM_READ = 1, EM_WRITE = 2, EM_EXEC = 4 }; /* protection of a view; WRITE with EXEC is a broken law */
+
+/* ---- memory files ---- */
+
+int em_sys_memfd(const char *name, int *out);                                /* script: memfd */
+int em_sys_resize(int fd, uint64_t size);                                    /* resize; -EFBIG before RLIMIT_FSIZE signals */
+int em_sys_discard(int fd, uint64_t offset, uint64_t size);                  /* discard; gives the pages back, reads zero then */
+int em_sys_write(int fd, const void *src, size_t len, uint64_t offset, size_t *done); /* write; all of it or an error */
+int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t len, uint64_t offset); /* write */
+int em_sys_self_mem(int *out);                                               /* memfd; opens /proc/self/mem for writing */
+void em_sys_close(int fd);
+uint64_t em_sys_file_resident(int fd); /* bytes of memory the file holds */
+
+/* ---- address space ---- */
+
+int em_sys_reserve(void *at, uint64_t size, void **out); /* reserve; no access. at: exactly there or -EEXIST; NULL: anywhere */
+int em_sys_view(void *at, uint64_t size, int prot, int fd, uint64_t offset); /* view; over a reserved range. fd < 0: private */
+int em_sys_unview(void *at, uint64_t size);                                  /* unview; back to reserved, pages dropped */
+int em_sys_release(void *at, uint64_t size);                                 /* unview; gives up a reservation */
+int em_sys_protect(void *at, uint64_t size, int prot);                       /* protect */
+int em_sys_map_table(uint64_t size, int fd, void **out);                     /* reserve; RW, demand zero; fd < 0: private */
+int em_sys_discard_table(void *at, uint64_t size);                           /* discard; pages of a table back to the system */
+int em_sys_hide_from_children(void *at, uint64_t size);                      /* hide; no copy of this view after fork */
+int em_sys_collapse(void *at, uint64_t size);                                /* collapse; to 2 MB pages */
+int em_sys_populate(const void *at, uint64_t size);                          /* populate; page tables for reading */
+
+/* ---- asking ---- */
+
+enum em_sys_page { EM_SYS_PRESENT, EM_SYS_HUGE };
+/* Bytes of [at, at + size) that are such pages now, as the kernel tells (PAGEMAP_SCAN, else smaps). */
+int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *out); /* scan */
+/* Calls `each` for every mapping in address order until it gives non-zero, which is returned. */
+int em_sys_mappings(int (*each)(void *arg, uint64_t start, uint64_t end), void *arg); /* maps */
+int em_sys_random(void *out, size_t len);                                             /* random */
+uint64_t em_sys_page_size(void);
+uint64_t em_sys_milliseconds(void); /* coarse monotonic clock, a few ns to read */
+uint64_t em_sys_realtime_ns(void);
+uint64_t em_sys_monotonic_ns(void);
+uint32_t em_sys_pid(void);
+int em_sys_at_fork(void (*in_child)(void));
+
+/* ---- other threads ---- */
+
+int em_sys_sync_core(void); /* sync; membarrier: every thread of the process serialises before this returns */
+/* Stops every other thread at an unknown place, -EBUSY when one does not stop within 0.2 s. No malloc, no locks, until resumed. */
+int em_sys_stop_threads(void); /* stop */
+void em_sys_resume_threads(void);
+
+struct em_lock {
+	_Atomic uint32_t state; /* 0 free, 1 held, 2 held and somebody sleeps */
+};
+
+void em_sys_lock_slow(struct em_lock *lock);
+void em_sys_unlock_slow(struct em_lock *lock);
+
+static inline void em_sys_lock(struct em_lock *lock)
+{
+	uint32_t free = 0;
+
+	if (EM_UNLIKELY(!atomic_compare_exchange_strong_explicit(&lock->state, &free, 1, memory_order_acquire, memory_order_relaxed)))
+		em_sys_lock_slow(lock);
+}
+
+static inline void em_sys_unlock(struct em_lock *lock)
+{
+	if (EM_UNLIKELY(atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2))
+		em_sys_unlock_slow(lock);
+}
+
+#endif

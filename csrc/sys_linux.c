@@ -1,0 +1,784 @@
+/* sys_linux: the system calls, for Linux.
+ *
+ * Law 1 is asserted here, at the only mmap and mprotect there are: no view is ever writable and executable.
+ * Scripted failures are looked up at the head of each function, one relaxed load when there is no script.
+ */
+#include "sys.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Newer than the headers of the oldest system this is built on. */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+enum { MFD_CLOEXEC_BIT = 1, MFD_EXEC_BIT = 0x10 };
+
+struct page_region {
+	uint64_t start, end, categories;
+};
+
+struct pagemap_scan { /* struct pm_scan_arg of linux/fs.h, 6.7 */
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN_CALL _IOWR('f', 16, struct pagemap_scan)
+enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
+
+/* ---- scripted failures ---- */
+
+#define EM_SYS_OPS(X)                                                                                                              \
+	X(memfd, EMFILE)                                                                                                               \
+	X(resize, ENOSPC)                                                                                                              \
+	X(discard, ENOSYS)                                                                                                             \
+	X(write, ENOSPC)                                                                                                               \
+	X(reserve, ENOMEM)                                                                                                             \
+	X(view, ENOMEM)                                                                                                                \
+	X(unview, ENOMEM)                                                                                                              \
+	X(protect, EACCES)                                                                                                             \
+	X(hide, EINVAL)                                                                                                                \
+	X(collapse, EINVAL)                                                                                                            \
+	X(populate, EFAULT)                                                                                                            \
+	X(scan, ENOTTY)                                                                                                                \
+	X(maps, EACCES)                                                                                                                \
+	X(random, EAGAIN)                                                                                                              \
+	X(sync, EPERM)                                                                                                                 \
+	X(stop, EBUSY)
+
+enum op {
+#define X(name, error) OP_##name,
+	EM_SYS_OPS(X)
+#undef X
+		OPS
+};
+
+static const struct {
+	const char *name;
+	int error;
+} ops[OPS] = {
+#define X(op_name, op_error) [OP_##op_name] = {#op_name, op_error},
+	EM_SYS_OPS(X)
+#undef X
+};
+
+static const struct {
+	const char *name;
+	int error;
+} error_names[] = {
+	{"EPERM", EPERM},   {"EACCES", EACCES}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"ENOSYS", ENOSYS}, {"EINVAL", EINVAL},
+	{"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},   {"EBUSY", EBUSY},
+};
+
+struct plan {
+	const char *steps; /* into the script's text; '.' passes, 'F' fails, "F*" fails from there on */
+	int error;
+	_Atomic uint32_t at;
+};
+
+static _Atomic(struct plan *) script; /* NULL: none */
+static struct plan plans[OPS];
+static char script_text[512];
+static _Atomic int script_failures;
+
+static int scripted_slow(struct plan *planned, enum op op)
+{
+	struct plan *plan = &planned[op];
+	uint32_t at;
+
+	if (!plan->steps)
+		return 0;
+	at = atomic_fetch_add(&plan->at, 1);
+	for (const char *step = plan->steps; *step == '.' || *step == 'F'; step++, at--)
+		if (at == 0 || (step[0] == 'F' && step[1] == '*')) {
+			if (*step != 'F')
+				return 0;
+			atomic_fetch_add(&script_failures, 1);
+			return -plan->error;
+		}
+	return 0;
+}
+
+/* 0, or the negative errno with which this call is to fail. */
+static int scripted(enum op op)
+{
+	struct plan *planned = atomic_load_explicit(&script, memory_order_acquire);
+
+	return EM_LIKELY(!planned) ? 0 : scripted_slow(planned, op);
+}
+
+static void script_word(char *word)
+{
+	char *steps = strchr(word, '=');
+	char *error = strchr(word, ':');
+
+	if (!steps)
+		return;
+	*steps++ = '\0';
+	for (int op = 0; op < OPS; op++) {
+		if (strcmp(ops[op].name, word) != 0)
+			continue;
+		plans[op].steps = steps;
+		plans[op].error = ops[op].error;
+		for (size_t i = 0; error && i < sizeof error_names / sizeof error_names[0]; i++)
+			if (strcmp(error_names[i].name, error + 1) == 0)
+				plans[op].error = error_names[i].error;
+		return;
+	}
+}
+
+int execmem_test_script(const char *text)
+{
+	char *rest = NULL;
+
+	atomic_store(&script, NULL);
+	for (int op = 0; op < OPS; op++) {
+		plans[op].steps = NULL;
+		atomic_store(&plans[op].at, 0);
+	}
+	if (text) {
+		snprintf(script_text, sizeof script_text, "%s", text);
+		for (char *word = strtok_r(script_text, " ", &rest); word; word = strtok_r(NULL, " ", &rest))
+			script_word(word);
+		atomic_store(&script, plans);
+	}
+	return atomic_exchange(&script_failures, 0);
+}
+
+/* ---- memory files ---- */
+
+int em_sys_memfd(const char *name, int *out)
+{
+	int err = scripted(OP_memfd);
+	long fd;
+
+	if (err)
+		return err;
+	/* MFD_EXEC says that this file may be mapped executable, where vm.memfd_noexec=1 would else say no; before 6.3 the
+	 * flag is unknown and EINVAL. */
+	fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT | MFD_EXEC_BIT);
+	if (fd < 0 && errno == EINVAL)
+		fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT);
+	if (fd < 0)
+		return -errno;
+	*out = (int)fd;
+	return 0;
+}
+
+int em_sys_resize(int fd, uint64_t size)
+{
+	struct rlimit limit;
+	int err = scripted(OP_resize);
+
+	if (err)
+		return err;
+	/* Beyond the limit the kernel would send SIGXFSZ, which ends the process. */
+	if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && size > limit.rlim_cur)
+		return -EFBIG;
+	return ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
+}
+
+int em_sys_discard(int fd, uint64_t offset, uint64_t size)
+{
+	int err = scripted(OP_discard);
+
+	if (err)
+		return err;
+	return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
+}
+
+int em_sys_write(int fd, const void *src, size_t len, uint64_t offset, size_t *written)
+{
+	const char *from = src;
+	int err = scripted(OP_write);
+
+	*written = 0;
+	if (err)
+		return err;
+	while (len > 0) {
+		ssize_t done = pwrite(fd, from, len, (off_t)offset);
+
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			return done < 0 ? -errno : -EIO;
+		from += done;
+		*written += (size_t)done;
+		len -= (size_t)done;
+		offset += (uint64_t)done;
+	}
+	return 0;
+}
+
+int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t len, uint64_t offset)
+{
+	struct iovec vec[64];
+	int err = scripted(OP_write);
+
+	if (err)
+		return err;
+	while (len > 0) {
+		uint64_t planned = 0;
+		int n = 0;
+		ssize_t done;
+
+		for (; n < 64 && planned < len; n++) {
+			size_t part = len - planned < unit_len ? (size_t)(len - planned) : unit_len;
+
+			vec[n] = (struct iovec){.iov_base = (void *)(uintptr_t)unit, .iov_len = part};
+			planned += part;
+		}
+		done = pwritev(fd, vec, n, (off_t)offset);
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			return done < 0 ? -errno : -EIO;
+		/* A short write ends at any byte; every byte of the unit is alike for traps of one byte, and callers keep
+		 * offset and unit aligned for longer ones, so start again at a unit's beginning. */
+		done -= (ssize_t)((uint64_t)done == planned ? 0 : (uint64_t)done % unit_len);
+		if (done == 0)
+			return -EIO;
+		len -= (uint64_t)done;
+		offset += (uint64_t)done;
+	}
+	return 0;
+}
+
+int em_sys_self_mem(int *out)
+{
+	int err = scripted(OP_memfd);
+	int fd;
+
+	if (err)
+		return err;
+	fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	*out = fd;
+	return 0;
+}
+
+void em_sys_close(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+uint64_t em_sys_file_resident(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+}
+
+/* ---- address space ---- */
+
+static int native_prot(int prot)
+{
+	em_always(!((prot & EM_WRITE) && (prot & EM_EXEC))); /* law 1 */
+	return (prot & EM_READ ? PROT_READ : 0) | (prot & EM_WRITE ? PROT_WRITE : 0) | (prot & EM_EXEC ? PROT_EXEC : 0);
+}
+
+int em_sys_reserve(void *at, uint64_t size, void **out)
+{
+	int err = scripted(OP_reserve);
+	void *got;
+
+	if (err)
+		return err;
+	got = mmap(at, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED_NOREPLACE : 0), -1, 0);
+	if (got == MAP_FAILED)
+		return -errno;
+	if (at && got != at) { /* a kernel before 4.17 takes the address for a hint */
+		munmap(got, size);
+		return -EEXIST;
+	}
+	*out = got;
+	return 0;
+}
+
+int em_sys_view(void *at, uint64_t size, int prot, int fd, uint64_t offset)
+{
+	int err = scripted(OP_view);
+	int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+
+	if (err)
+		return err;
+	return mmap(at, size, native_prot(prot), flags, fd, (off_t)offset) == MAP_FAILED ? -errno : 0;
+}
+
+int em_sys_unview(void *at, uint64_t size)
+{
+	int err = scripted(OP_unview);
+
+	if (err)
+		return err;
+	return mmap(at, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ? -errno : 0;
+}
+
+int em_sys_release(void *at, uint64_t size)
+{
+	int err = scripted(OP_unview);
+
+	if (err)
+		return err;
+	return munmap(at, size) < 0 ? -errno : 0;
+}
+
+int em_sys_protect(void *at, uint64_t size, int prot)
+{
+	int err = scripted(OP_protect);
+
+	if (err)
+		return err;
+	return mprotect(at, size, native_prot(prot)) < 0 ? -errno : 0;
+}
+
+int em_sys_map_table(uint64_t size, int fd, void **out)
+{
+	int err = scripted(OP_reserve);
+	void *got;
+
+	if (err)
+		return err;
+	got = mmap(NULL, size, PROT_READ | PROT_WRITE, (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | MAP_NORESERVE, fd, 0);
+	if (got == MAP_FAILED)
+		return -errno;
+	*out = got;
+	return 0;
+}
+
+int em_sys_discard_table(void *at, uint64_t size)
+{
+	int err = scripted(OP_discard);
+
+	if (err)
+		return err;
+	/* MADV_REMOVE frees the pages of a shared file, MADV_DONTNEED those of private memory; both read zero afterwards. */
+	if (madvise(at, size, MADV_REMOVE) == 0)
+		return 0;
+	return madvise(at, size, MADV_DONTNEED) < 0 ? -errno : 0;
+}
+
+int em_sys_hide_from_children(void *at, uint64_t size)
+{
+	int err = scripted(OP_hide);
+
+	if (err)
+		return err;
+	return madvise(at, size, MADV_DONTFORK) < 0 ? -errno : 0;
+}
+
+int em_sys_collapse(void *at, uint64_t size)
+{
+	int err = scripted(OP_collapse);
+
+	if (err)
+		return err;
+	return madvise(at, size, MADV_COLLAPSE) < 0 ? -errno : 0;
+}
+
+int em_sys_populate(const void *at, uint64_t size)
+{
+	int err = scripted(OP_populate);
+
+	if (err)
+		return err;
+	if (madvise((void *)(uintptr_t)at, size, MADV_POPULATE_READ) == 0)
+		return 0;
+	for (uint64_t i = 0; i < size; i += EM_PAGE) /* before 5.14 */
+		(void)((const volatile char *)at)[i];
+	return 0;
+}
+
+/* ---- asking ---- */
+
+/* Reads a /proc file line by line without malloc; `line` is NUL-terminated and cut at 255 bytes. */
+static int each_line(const char *path, int (*each)(void *arg, const char *line), void *arg)
+{
+	char buffer[4096], line[256];
+	size_t used = 0;
+	int stop = 0;
+	ssize_t got;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	while (!stop && ((got = read(fd, buffer, sizeof buffer)) > 0 || (got < 0 && errno == EINTR)))
+		for (ssize_t i = 0; i < got && !stop; i++) {
+			if (buffer[i] != '\n') {
+				if (used < sizeof line - 1)
+					line[used++] = buffer[i];
+				continue;
+			}
+			line[used] = '\0';
+			used = 0;
+			stop = each(arg, line);
+		}
+	close(fd);
+	return stop;
+}
+
+static bool parse_range(const char *line, uint64_t *start, uint64_t *end)
+{
+	char *rest;
+
+	*start = strtoull(line, &rest, 16);
+	if (*rest != '-' || rest == line)
+		return false;
+	*end = strtoull(rest + 1, &rest, 16);
+	return *rest == ' ';
+}
+
+struct smaps_sum {
+	uint64_t start, end, vma_start, vma_end, sum;
+	enum em_sys_page what;
+};
+
+static int smaps_line(void *arg, const char *line)
+{
+	static const char *const huge[] = {"AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:"};
+	struct smaps_sum *s = arg;
+	uint64_t start, end, bytes = 0;
+
+	if (parse_range(line, &start, &end)) {
+		s->vma_start = start;
+		s->vma_end = end;
+		return 0;
+	}
+	if (s->vma_end <= s->start || s->vma_start >= s->end)
+		return 0;
+	if (s->what == EM_SYS_PRESENT && strncmp(line, "Rss:", 4) == 0)
+		bytes = strtoull(line + 4, NULL, 10) * 1024;
+	for (size_t i = 0; s->what == EM_SYS_HUGE && i < 3; i++)
+		if (strncmp(line, huge[i], strlen(huge[i])) == 0)
+			bytes = strtoull(line + strlen(huge[i]), NULL, 10) * 1024;
+	/* smaps counts whole mappings. One that reaches beyond the range tells of the range only when it is all or nothing. */
+	if (s->vma_start < s->start || s->vma_end > s->end) {
+		uint64_t lo = s->vma_start > s->start ? s->vma_start : s->start;
+		uint64_t hi = s->vma_end < s->end ? s->vma_end : s->end;
+
+		bytes = bytes == s->vma_end - s->vma_start ? hi - lo : 0;
+	}
+	s->sum += bytes;
+	return 0;
+}
+
+int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *out)
+{
+	struct page_region regions[64];
+	struct pagemap_scan scan = {
+		.size = sizeof scan,
+		.start = (uintptr_t)at,
+		.end = (uintptr_t)at + size,
+		.vec = (uintptr_t)regions,
+		.vec_len = 64,
+		.category_mask = what == EM_SYS_HUGE ? PAGE_PRESENT | PAGE_HUGE : PAGE_PRESENT,
+		.return_mask = PAGE_PRESENT,
+	};
+	struct smaps_sum sum = {.start = scan.start, .end = scan.end, .what = what};
+	int err = scripted(OP_scan);
+	int fd;
+	long got = 0;
+
+	*out = 0;
+	fd = err ? -1 : open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	while (fd >= 0 && scan.start < scan.end && (got = ioctl(fd, PAGEMAP_SCAN_CALL, &scan)) >= 0) {
+		for (long i = 0; i < got; i++)
+			*out += regions[i].end - regions[i].start;
+		if (scan.walk_end <= scan.start) /* no progress: let smaps tell */
+			got = -1;
+		scan.start = scan.walk_end;
+		if (got < 0)
+			break;
+	}
+	if (fd >= 0)
+		close(fd);
+	if (fd >= 0 && got >= 0)
+		return 0;
+	*out = 0;
+	err = each_line("/proc/self/smaps", smaps_line, &sum);
+	*out = sum.sum;
+	return err;
+}
+
+struct mapping_visit {
+	int (*each)(void *arg, uint64_t start, uint64_t end);
+	void *arg;
+};
+
+static int mapping_line(void *arg, const char *line)
+{
+	struct mapping_visit *visit = arg;
+	uint64_t start, end;
+
+	return parse_range(line, &start, &end) ? visit->each(visit->arg, start, end) : 0;
+}
+
+int em_sys_mappings(int (*each)(void *arg, uint64_t start, uint64_t end), void *arg)
+{
+	struct mapping_visit visit = {each, arg};
+	int err = scripted(OP_maps);
+
+	return err ? err : each_line("/proc/self/maps", mapping_line, &visit);
+}
+
+int em_sys_random(void *out, size_t len)
+{
+	char *to = out;
+	int err = scripted(OP_random);
+
+	if (err)
+		return err;
+	while (len > 0) {
+		long got = syscall(SYS_getrandom, to, len, 0);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got <= 0)
+			return got < 0 ? -errno : -EIO;
+		to += got;
+		len -= (size_t)got;
+	}
+	return 0;
+}
+
+uint64_t em_sys_page_size(void)
+{
+	return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t em_sys_milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
+}
+
+uint64_t em_sys_realtime_ns(void)
+{
+	return clock_ns(CLOCK_REALTIME);
+}
+
+uint64_t em_sys_monotonic_ns(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
+}
+
+uint32_t em_sys_pid(void)
+{
+	return (uint32_t)getpid();
+}
+
+int em_sys_at_fork(void (*in_child)(void))
+{
+	return -pthread_atfork(NULL, NULL, in_child);
+}
+
+/* ---- other threads ---- */
+
+int em_sys_sync_core(void)
+{
+	static _Atomic bool registered;
+	int err = scripted(OP_sync);
+
+	if (err)
+		return err;
+	if (!atomic_load_explicit(&registered, memory_order_relaxed)) {
+		if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0)
+			return -errno;
+		atomic_store(&registered, true);
+	}
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0 ? -errno : 0;
+}
+
+/*
+ * Stopping the other threads. One stop at a time (stop_lock).
+ *
+ *   stopper                                    every other thread
+ *   round += 1 (odd: parked threads sleep)
+ *   list /proc/self/task, tgkill each  ----->  handler: tells its slot, sleeps on `round`
+ *   wait until each has told, or is gone
+ *   list again; new ones? once more
+ *   ... the write ...
+ *   round += 1, wake  ---------------------->  handler returns
+ */
+enum { STOP_MAX = 1024 };
+static struct em_lock stop_lock;
+static _Atomic uint32_t stop_round;
+static _Atomic int32_t stop_parked[STOP_MAX]; /* a thread id, negated once it is parked */
+static _Atomic int stop_count;
+static int stop_signal; /* 0: not chosen yet */
+
+static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
+{
+	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
+}
+
+static void on_stop(int signal)
+{
+	int saved = errno;
+	int32_t self = (int32_t)syscall(SYS_gettid);
+	uint32_t round = atomic_load(&stop_round);
+	int count = atomic_load(&stop_count);
+
+	(void)signal;
+	for (int i = 0; i < count && (round & 1); i++)
+		if (atomic_load(&stop_parked[i]) == self)
+			atomic_store(&stop_parked[i], -self);
+	while ((round & 1) && atomic_load(&stop_round) == round)
+		futex(&stop_round, FUTEX_WAIT, round, NULL);
+	errno = saved;
+}
+
+/* Takes the highest real-time signal that nobody handles. */
+static int choose_stop_signal(void)
+{
+	struct sigaction old, mine = {.sa_handler = on_stop, .sa_flags = SA_RESTART};
+
+	for (int number = SIGRTMAX; !stop_signal && number > SIGRTMIN; number--)
+		if (sigaction(number, NULL, &old) == 0 && !(old.sa_flags & SA_SIGINFO) && old.sa_handler == SIG_DFL) {
+			sigfillset(&mine.sa_mask);
+			if (sigaction(number, &mine, NULL) < 0)
+				return -errno;
+			stop_signal = number;
+		}
+	return stop_signal ? 0 : -EBUSY;
+}
+
+/* Signals the threads not signalled yet; gives how many that were, or a negative errno. */
+static int signal_others(int32_t self)
+{
+	char entries[4096];
+	int added = 0, dir = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	long got = -errno;
+
+	if (dir < 0)
+		return (int)got;
+	while (added >= 0 && (got = syscall(SYS_getdents64, dir, entries, sizeof entries)) > 0)
+		for (long at = 0; at < got && added >= 0;) {
+			struct dirent64 *entry = (struct dirent64 *)(entries + at);
+			int32_t tid = (int32_t)strtol(entry->d_name, NULL, 10);
+			int count = atomic_load(&stop_count), known = 0;
+
+			at += entry->d_reclen;
+			while (known < count && abs(atomic_load(&stop_parked[known])) != tid)
+				known++;
+			if (tid <= 0 || tid == self || known < count)
+				continue;
+			if (count == STOP_MAX) {
+				added = -EBUSY;
+				break;
+			}
+			atomic_store(&stop_parked[count], tid);
+			atomic_store(&stop_count, count + 1);
+			syscall(SYS_tgkill, getpid(), tid, stop_signal);
+			added++;
+		}
+	close(dir);
+	return added;
+}
+
+static bool all_parked(void)
+{
+	int count = atomic_load(&stop_count);
+
+	for (int i = 0; i < count; i++) {
+		int32_t tid = atomic_load(&stop_parked[i]);
+
+		if (tid > 0 && (syscall(SYS_tgkill, getpid(), tid, 0) == 0 || errno != ESRCH))
+			return false;
+	}
+	return true;
+}
+
+int em_sys_stop_threads(void)
+{
+	int err = scripted(OP_stop);
+	int32_t self = (int32_t)syscall(SYS_gettid);
+	uint64_t deadline;
+
+	if (err)
+		return err;
+	em_sys_lock(&stop_lock);
+	err = choose_stop_signal();
+	if (err < 0)
+		goto undo_lock;
+	atomic_store(&stop_count, 0);
+	atomic_fetch_add(&stop_round, 1);
+	deadline = em_sys_monotonic_ns() + 200000000u;
+	while ((err = signal_others(self)) > 0)
+		while (!all_parked()) {
+			struct timespec nap = {.tv_nsec = 20000};
+
+			if (em_sys_monotonic_ns() > deadline) {
+				em_sys_resume_threads();
+				return -EBUSY;
+			}
+			nanosleep(&nap, NULL);
+		}
+	if (err == 0)
+		return 0;
+	em_sys_resume_threads();
+	return err;
+undo_lock:
+	em_sys_unlock(&stop_lock);
+	return err;
+}
+
+void em_sys_resume_threads(void)
+{
+	atomic_fetch_add(&stop_round, 1);
+	futex(&stop_round, FUTEX_WAKE, INT_MAX, NULL);
+	em_sys_unlock(&stop_lock);
+}
+
+/* A futex lock of three states (after Drepper, "Futexes are tricky", mutex 3), with a short spin first. */
+void em_sys_lock_slow(struct em_lock *lock)
+{
+	for (int spin = 0; spin < 200; spin++) {
+		uint32_t free = 0;
+
+		if (atomic_load_explicit(&lock->state, memory_order_relaxed) == 0 &&
+		    atomic_compare_exchange_strong_explicit(&lock->state, &free, 1, memory_order_acquire, memory_order_relaxed))
+			return;
+	}
+	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire) != 0)
+		futex(&lock->state, FUTEX_WAIT, 2, NULL);
+}
+
+void em_sys_unlock_slow(struct em_lock *lock)
+{
+	futex(&lock->state, FUTEX_WAKE, 1, NULL);
+}

@@ -1,0 +1,41 @@
+/* test: what the C test programs share. A failed expectation prints its line and ends the program with 1. */
+#ifndef EM_TEST_H
+#define EM_TEST_H
+
+#include "execmem.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPECT(what)                                                                                                               \
+	do {                                                                                                                           \
+		if (!(what)) {                                                                                                             \
+			fprintf(stderr, "%s:%d: expected %s (%s; last error: %s)\n", __FILE__, __LINE__, #what, test_context,                  \
+			        execmem_error_text());                                                                                         \
+			exit(1);                                                                                                               \
+		}                                                                                                                          \
+	} while (0)
+
+static char test_context[256]; /* what a failure was about: printed with it */
+
+/* The domain is lawful, or the program ends saying which law is broken. */
+#define EXPECT_LAWFUL(domain)                                                                                                      \
+	do {                                                                                                                           \
+		const char *broken_ = execmem_domain_check(domain);                                                                        \
+		if (broken_) {                                                                                                             \
+			fprintf(stderr, "%s:%d: broken law: %s (%s)\n", __FILE__, __LINE__, broken_, test_context);                            \
+			exit(1);                                                                                                               \
+		}                                                                                                                          \
+	} while (0)
+
+static inline uint64_t test_random(uint64_t *state) /* xorshift64*, Marsaglia and Vigna */
+{
+	*state ^= *state >> 12;
+	*state ^= *state << 25;
+	*state ^= *state >> 27;
+	return *state * 0x2545F4914F6CDD1Dull;
+}
+
+#endif

@@ -1,0 +1,257 @@
+/* test_core: random work on every write mode against a model, limits, spans, trees, and each error with its code.
+ *
+ * usage: test_core [operations per mode], 20,000 when not given.
+ */
+#include "test.h"
+
+enum { LIVE_MAX = 3000 };
+
+struct shadow { /* what we believe of one block */
+	uint8_t *address;
+	uint32_t size;
+	uint8_t byte;
+	int kind;
+};
+
+static struct shadow live[LIVE_MAX];
+static int count;
+
+static uint32_t random_size(uint64_t *seed)
+{
+	uint64_t dice = test_random(seed) % 100;
+
+	if (dice < 70)
+		return (uint32_t)(1 + test_random(seed) % 2000);
+	if (dice < 95)
+		return (uint32_t)(1 + test_random(seed) % 40000);
+	return (uint32_t)(1 + test_random(seed) % 300000);
+}
+
+static void expect_bytes(const struct shadow *s)
+{
+	for (uint32_t i = 0; i < s->size; i++)
+		EXPECT(s->address[i] == s->byte);
+}
+
+static void place_one(execmem_domain *d, uint64_t *seed)
+{
+	static uint8_t bytes[400000];
+	static const size_t aligns[] = {1, 16, 64, 128, 4096};
+	uint32_t size = random_size(seed);
+	size_t align = aligns[test_random(seed) % 5];
+	struct shadow *s = &live[count++];
+	char name[80];
+	void *out;
+
+	s->size = size;
+	s->kind = test_random(seed) % 8 == 0 ? (int)(test_random(seed) % EXECMEM_KINDS) : EXECMEM_TEXT;
+	s->byte = (uint8_t)test_random(seed);
+	snprintf(name, sizeof name, "block %d with a name that may be long %0*d", count, (int)(test_random(seed) % 30) + 1, count);
+	memset(bytes, s->byte, size);
+	EXPECT(execmem_place(d, s->kind, bytes, size, align, test_random(seed) % 2 ? name : NULL, &out) == 0);
+	s->address = out;
+	EXPECT((uintptr_t)out % align == 0);
+	expect_bytes(s);
+}
+
+static void free_one(execmem_domain *d, uint64_t *seed)
+{
+	int victim = (int)(test_random(seed) % (uint64_t)count);
+	struct shadow s = live[victim];
+
+	expect_bytes(&s);
+	live[victim] = live[--count];
+	EXPECT(execmem_free_in(d, s.address) == 0);
+	EXPECT(execmem_free(s.address) == EXECMEM_EFREED);
+}
+
+static void refill_one(uint64_t *seed)
+{
+	struct shadow *s = &live[test_random(seed) % (uint64_t)count];
+	uint8_t *bytes = malloc(s->size);
+
+	expect_bytes(s);
+	s->byte++;
+	memset(bytes, s->byte, s->size);
+	EXPECT(execmem_fill(s->address, bytes, s->size / 2) == 0);
+	EXPECT(execmem_fill(s->address + s->size / 2, bytes, s->size - s->size / 2) == 0);
+	EXPECT(execmem_fill(s->address + 1, bytes, s->size) == EXECMEM_EBOUNDS);
+	expect_bytes(s);
+	free(bytes);
+}
+
+static void random_work(int mode, int operations)
+{
+	execmem_options options = {.name = "random work", .write_mode = mode, .window = 512 << 20};
+	execmem_stats stats;
+	execmem_domain *d;
+	uint64_t seed = 88172645463325252ull + (uint64_t)mode;
+
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	for (int i = 0; i < operations; i++) {
+		uint64_t dice = test_random(&seed) % 100;
+		int target = i < operations / 2 ? 2000 : 200;
+
+		if (count == 0 || (count < LIVE_MAX && dice < (count < target ? 60u : 35u)))
+			place_one(d, &seed);
+		else if (dice < 80)
+			free_one(d, &seed);
+		else
+			refill_one(&seed);
+		if (i % 1000 == 0)
+			EXPECT_LAWFUL(d);
+	}
+	EXPECT(execmem_domain_stats(d, &stats) == 0);
+	EXPECT(stats.live_blocks == (uint64_t)count);
+	printf("%s: %llu packs, %llu full, %llu huge, resident %llu, live %llu, ledger %llu, vmas %llu\n", execmem_mode_name(mode),
+	       (unsigned long long)stats.packs, (unsigned long long)stats.full_packs, (unsigned long long)stats.huge_packs,
+	       (unsigned long long)stats.resident_bytes, (unsigned long long)stats.live_bytes, (unsigned long long)stats.ledger_bytes,
+	       (unsigned long long)stats.vmas);
+	while (count > 0)
+		free_one(d, &seed);
+	EXPECT_LAWFUL(d);
+	EXPECT(execmem_domain_stats(d, &stats) == 0);
+	EXPECT(stats.live_blocks == 0 && stats.live_bytes == 0 && stats.used_bytes == 0 && stats.charged_bytes == 0);
+	EXPECT(stats.packs <= 6); /* of each kind one spare, or the small one */
+	EXPECT(execmem_domain_close(d, 0) == 0);
+}
+
+static void errors(void)
+{
+	execmem_options options = {.name = "errors", .limit = 1 << 20, .window = 8 << 20};
+	uint64_t two[2] = {100, 0}, addresses[2];
+	execmem_domain *d;
+	uint8_t byte = 1, *block;
+	void *out;
+
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	EXPECT(execmem_alloc_in(d, 0, 0, 16, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(d, 0, SIZE_MAX, 16, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(d, 0, 1, 0, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(d, 0, 1, 3, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(d, 0, 1, 8192, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(d, 3, 1, 1, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(d, 0, 1 << 21, 1, NULL, &out) == EXECMEM_ELIMIT);
+	EXPECT(execmem_domain_limit(d, UINT64_MAX) == 0);
+	EXPECT(execmem_alloc_in(d, 0, 16 << 20, 1, NULL, &out) == EXECMEM_EWINDOW);
+	EXPECT(execmem_alloc_in(d, 0, 200, 16, "one", &out) == 0);
+	block = out;
+	EXPECT(block[0] == 0xCC || strcmp(execmem_arch_name(), "x86_64") != 0);
+	EXPECT(execmem_free(NULL) == EXECMEM_EFOREIGN);
+	EXPECT(execmem_free(&byte) == EXECMEM_EFOREIGN);
+	EXPECT(execmem_free(block + 64) == EXECMEM_EINTERIOR);
+	EXPECT(execmem_free(block + 1) == EXECMEM_EINTERIOR);
+	EXPECT(execmem_free(block + 256) == EXECMEM_EFREED);
+	EXPECT(execmem_free(block + (4 << 20)) == EXECMEM_EFREED);
+	EXPECT(execmem_fill(block + 201, &byte, 1) == EXECMEM_EBOUNDS);
+	EXPECT(execmem_fill(block + 199, &byte, 2) == EXECMEM_EBOUNDS);
+	EXPECT(execmem_fill(block, NULL, 2) == EXECMEM_EINVAL);
+	EXPECT(execmem_fill(block + 200, &byte, 0) == 0);
+	EXPECT(execmem_fill(block, &byte, 1) == 0);
+	EXPECT(execmem_alloc_many(d, 0, 2, two, 16, NULL, addresses) == EXECMEM_EINVAL && execmem_error_index() == 1);
+	addresses[0] = addresses[1] = (uintptr_t)block;
+	EXPECT(execmem_free_many(d, 2, addresses) == EXECMEM_EFREED && execmem_error_index() == 1);
+	EXPECT_LAWFUL(d);
+	EXPECT(execmem_domain_close(d, 0) == EXECMEM_EBUSY);
+	EXPECT(execmem_free_in(d, block) == 0);
+	EXPECT(execmem_free_in(d, block) == EXECMEM_EFREED);
+	EXPECT(execmem_fill(block, &byte, 1) == EXECMEM_EFREED);
+	EXPECT(execmem_domain_close(d, 0) == 0);
+	EXPECT(execmem_free_in(d, block) == EXECMEM_ECLOSED);
+	EXPECT(execmem_free(block) == EXECMEM_EFOREIGN);
+	EXPECT(execmem_domain_close(d, 0) == EXECMEM_ECLOSED);
+	EXPECT(execmem_domain_close(NULL, 0) == EXECMEM_EINVAL);
+	EXPECT(execmem_domain_close(execmem_domain_root(), 1) == EXECMEM_EBUSY);
+}
+
+static void spans(int mode)
+{
+	execmem_options options = {.name = "spans", .write_mode = mode, .window = 64 << 20};
+	size_t size = (5 << 20) + 123;
+	uint8_t *bytes = malloc(size), *a, *b;
+	execmem_info info;
+	execmem_domain *d;
+	void *out;
+
+	memset(bytes, 0x5a, size);
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	for (int kind = 0; kind < EXECMEM_KINDS; kind++) {
+		EXPECT(execmem_place(d, kind, bytes, size, 64, "large", &out) == 0);
+		a = out;
+		EXPECT(a[0] == 0x5a && a[size - 1] == 0x5a);
+		EXPECT(execmem_place(d, kind, bytes, 100, 64, NULL, &out) == 0);
+		b = out;
+		EXPECT(execmem_place(d, kind, bytes, 2 << 20, 4096, NULL, &out) == 0);
+		EXPECT_LAWFUL(d);
+		EXPECT(execmem_find(a + size - 1, &info) == 0 && info.address == (uintptr_t)a && strcmp(info.name, "large") == 0);
+		EXPECT(execmem_fill(a + size - 1, bytes, 1) == 0);
+		EXPECT(execmem_fill(a + size - 1, bytes, 2) == EXECMEM_EBOUNDS);
+		EXPECT(execmem_free(a + (2 << 20)) == EXECMEM_EINTERIOR);
+		EXPECT(execmem_free(a) == 0);
+		EXPECT(execmem_free(a) == EXECMEM_EFREED);
+		EXPECT(execmem_free(b) == 0);
+		EXPECT(execmem_free(out) == 0);
+		EXPECT_LAWFUL(d);
+	}
+	EXPECT(execmem_domain_close(d, 0) == 0);
+	free(bytes);
+}
+
+static void tree(void)
+{
+	execmem_options options = {.name = "parent", .limit = 4096};
+	execmem_domain *parent, *child, *grandchild;
+	void *a, *b;
+
+	EXPECT(execmem_domain_open(&options, &parent) == 0);
+	options = (execmem_options){.name = "child", .parent = parent};
+	EXPECT(execmem_domain_open(&options, &child) == 0);
+	options = (execmem_options){.name = "grandchild", .parent = child};
+	EXPECT(execmem_domain_open(&options, &grandchild) == 0);
+	EXPECT(execmem_alloc_in(grandchild, 0, 3000, 16, NULL, &a) == 0);
+	EXPECT(execmem_alloc_in(child, 0, 2000, 16, NULL, &b) == EXECMEM_ELIMIT);
+	EXPECT(strstr(execmem_error_text(), "\"parent\""));
+	EXPECT(execmem_alloc_in(child, 0, 1000, 16, NULL, &b) == 0);
+	EXPECT(execmem_free_in(child, a) == EXECMEM_EFOREIGN);
+	EXPECT(execmem_domain_close(parent, 0) == EXECMEM_EBUSY);
+	EXPECT(execmem_free(a) == 0);
+	EXPECT(execmem_alloc_in(child, 0, 2000, 16, NULL, &a) == 0);
+	EXPECT(execmem_domain_close(parent, 1) == 0);
+	EXPECT(execmem_alloc_in(grandchild, 0, 1, 1, NULL, &a) == EXECMEM_ECLOSED);
+	EXPECT_LAWFUL(NULL);
+}
+
+static void near(void)
+{
+	uint64_t here = (uintptr_t)&execmem_free;
+	execmem_options options = {.name = "near", .near_address = here};
+	execmem_stats stats;
+	execmem_domain *d;
+
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	EXPECT(execmem_domain_stats(d, &stats) == 0);
+	EXPECT(stats.window + (1ull << 31) > here && stats.window + stats.window_bytes < here + (1ull << 31) && !stats.far);
+	EXPECT(execmem_domain_close(d, 0) == 0);
+	options.reach = 1 << 20;
+	EXPECT(execmem_domain_open(&options, &d) == EXECMEM_EWINDOW);
+	options.fallback = 1;
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	EXPECT(execmem_domain_stats(d, &stats) == 0 && stats.far);
+	EXPECT(execmem_domain_close(d, 0) == 0);
+}
+
+int main(int argc, char **argv)
+{
+	int operations = argc > 1 ? atoi(argv[1]) : 20000;
+
+	errors();
+	tree();
+	near();
+	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
+		spans(mode);
+		random_work(mode, operations);
+	}
+	EXPECT_LAWFUL(NULL);
+	puts("ok");
+	return 0;
+}
