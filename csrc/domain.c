@@ -17,6 +17,8 @@ enum {
 	CLOSED_KEPT = 1024, /* closed handles that answer ECLOSED before one is used again */
 	FIT_PACKS = 4,      /* packs and groups looked at for a run that fits in the class below the safe one */
 	FIT_GROUPS = 4,
+	PARK_LEAST = 16 << 10, /* bytes that may be parked, and a 32nd of what is used */
+	PARK_SHIFT = 5,
 };
 
 static struct em_lock tree_lock;
@@ -338,27 +340,6 @@ static bool take_unsure(execmem_domain *d, const struct want *w, uint32_t packs,
 	return false;
 }
 
-int em_domain_take(execmem_domain *d, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first)
-{
-	uint32_t worst = chunks + align - 1 < EXECMEM_PACK_CHUNKS ? chunks + align - 1 : EXECMEM_PACK_CHUNKS;
-	struct want w = {.kind = kind, .chunks = chunks, .align = align, .worst = worst, .safe = em_pack_class_for(worst)};
-	unsigned cls;
-
-	for (int attempt = 0;; attempt++) {
-		int err;
-
-		if (EM_LIKELY(em_index_best(&d->ledger.index[kind], w.safe, &cls, pack)) &&
-		    take_from(d, &w, cls, *pack, EXECMEM_PACK_WORDS, first))
-			return 0;
-		if (take_unsure(d, &w, FIT_PACKS, FIT_GROUPS, pack, first))
-			return 0;
-		em_always(attempt < 3); /* a grown pack, then a new one: the run that was asked for exists */
-		err = make_room(d, kind, worst);
-		if (err < 0)
-			return take_unsure(d, &w, UINT32_MAX, EXECMEM_PACK_WORDS, pack, first) ? 0 : err;
-	}
-}
-
 static void return_packs(execmem_domain *d, uint32_t first, uint32_t count)
 {
 	execmem_header *h = d->ledger.header;
@@ -383,28 +364,22 @@ static void on_empty(execmem_domain *d, uint32_t pack)
 {
 	execmem_pack *p = &d->ledger.packs[pack];
 	int kind = p->kind;
-	uint32_t spare = d->spare[kind], leave = pack;
-	uint64_t classes;
+	uint32_t spare = d->spare[kind];
+	uint64_t classes = p->classes;
 
-	em_ledger_drop_all_blocks(&d->ledger, pack);
-	if (p->state == EXECMEM_PACK_SMALL)
+	if (p->state == EXECMEM_PACK_SMALL || spare == pack)
 		return;
-	if (spare == EM_PACK_NONE || spare == pack || d->ledger.packs[spare].state != EXECMEM_PACK_FULL ||
-	    d->ledger.packs[spare].kind != kind || d->ledger.packs[spare].blocks > 0) {
+	if (spare == EM_PACK_NONE || d->ledger.packs[spare].state != EXECMEM_PACK_FULL || d->ledger.packs[spare].kind != kind ||
+	    d->ledger.packs[spare].blocks > 0) {
 		d->spare[kind] = pack;
 		return;
 	}
-	if (kind == EXECMEM_TEXT ? spare > pack : spare < pack) { /* keep the one nearer to the window's end it grows from */
-		d->spare[kind] = pack;
-		leave = spare;
-	}
-	classes = d->ledger.packs[leave].classes;
-	em_index_update(&d->ledger.index[kind], leave, classes, 0);
+	em_index_update(&d->ledger.index[kind], pack, classes, 0);
 	d->packs_of[kind]--;
-	return_packs(d, leave, 1);
+	return_packs(d, pack, 1);
 }
 
-void em_domain_give(execmem_domain *d, uint32_t pack, uint32_t first)
+static void give_chunks(execmem_domain *d, uint32_t pack, uint32_t first)
 {
 	struct em_pack p = em_ledger_pack(&d->ledger, pack);
 	uint64_t before = p.record->classes;
@@ -412,8 +387,95 @@ void em_domain_give(execmem_domain *d, uint32_t pack, uint32_t first)
 	em_pack_give(p, first);
 	if (p.record->classes != before)
 		em_index_update(&d->ledger.index[p.record->kind], pack, before, p.record->classes);
-	if (EM_UNLIKELY(p.record->blocks == 0))
+	if (EM_UNLIKELY(p.record->blocks + p.record->parked == 0))
 		on_empty(d, pack);
+}
+
+/* ---- parked blocks ---- */
+
+static void give_parked(execmem_domain *d, uint32_t pack, uint32_t first)
+{
+	em_ledger_drop_block(&d->ledger, pack, first);
+	d->ledger.packs[pack].parked--;
+	d->ledger.packs[pack].blocks++; /* what giving counts down */
+	give_chunks(d, pack, first);
+}
+
+/* Gives all parked blocks of a kind; false when there were none. */
+static bool empty_park(execmem_domain *d, int kind)
+{
+	uint32_t before = d->park[kind].chunks, pack, first;
+
+	for (uint32_t chunks = 1; chunks <= EM_PARK_LENGTHS; chunks++)
+		while (em_park_pop(&d->park[kind], chunks, &pack, &first))
+			give_parked(d, pack, first);
+	return before > 0;
+}
+
+/* A pack without live blocks is not kept for the sake of parked ones, unless it is the spare. */
+static void on_idle(execmem_domain *d, uint32_t pack)
+{
+	const execmem_pack *p = &d->ledger.packs[pack];
+
+	if (p->state == EXECMEM_PACK_FULL && p->parked > 0 && d->spare[p->kind] != pack)
+		empty_park(d, p->kind);
+}
+
+void em_domain_give(execmem_domain *d, uint32_t pack, uint32_t first)
+{
+	give_chunks(d, pack, first);
+	if (EM_UNLIKELY(d->ledger.packs[pack].blocks == 0))
+		on_idle(d, pack);
+}
+
+bool em_domain_park(execmem_domain *d, uint32_t pack, uint32_t first, uint32_t chunks)
+{
+	execmem_pack *p = &d->ledger.packs[pack];
+	struct em_park *park = &d->park[p->kind];
+	uint64_t most = PARK_LEAST + (d->ledger.header->used_bytes >> PARK_SHIFT);
+
+	if (((uint64_t)(park->chunks + chunks) << EM_CHUNK_SHIFT) > most || !em_park_push(park, pack, first, chunks))
+		return false;
+	p->blocks--;
+	p->parked++;
+	if (EM_UNLIKELY(p->blocks == 0))
+		on_idle(d, pack);
+	return true;
+}
+
+bool em_domain_unpark(execmem_domain *d, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first)
+{
+	if (!em_park_pop(&d->park[kind], chunks, pack, first))
+		return false;
+	d->ledger.packs[*pack].parked--;
+	d->ledger.packs[*pack].blocks++;
+	return true;
+}
+
+int em_domain_take(execmem_domain *d, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first)
+{
+	uint32_t worst = chunks + align - 1 < EXECMEM_PACK_CHUNKS ? chunks + align - 1 : EXECMEM_PACK_CHUNKS;
+	struct want w = {.kind = kind, .chunks = chunks, .align = align, .worst = worst, .safe = em_pack_class_for(worst)};
+	unsigned cls;
+
+	for (int grown = 0;;) {
+		int err;
+
+		if (take_unsure(d, &w, FIT_PACKS, FIT_GROUPS, pack, first))
+			return 0;
+		if (EM_LIKELY(em_index_best(&d->ledger.index[kind], w.safe, &cls, pack)) &&
+		    take_from(d, &w, cls, *pack, EXECMEM_PACK_WORDS, first))
+			return 0;
+		/* A pack costs far more than looking at every run that might do, and than joining what is parked. */
+		if (take_unsure(d, &w, UINT32_MAX, EXECMEM_PACK_WORDS, pack, first))
+			return 0;
+		if (empty_park(d, kind))
+			continue;
+		em_always(grown++ < 3); /* a grown pack, then a new one: the run that was asked for exists */
+		err = make_room(d, kind, worst);
+		if (err < 0)
+			return err;
+	}
 }
 
 /* ---- spans: blocks larger than a pack ---- */
@@ -436,6 +498,7 @@ static void enter_span(execmem_domain *d, int kind, uint64_t bytes, uint32_t fir
 	d->ledger.packs[first].usable_chunks = chunks;
 	d->ledger.packs[first].used_chunks = chunks;
 	d->ledger.packs[first].blocks = 1;
+	em_ledger_maps_of(&d->ledger, first)->bits.group[0].head = 1; /* one record */
 }
 
 int em_domain_take_span(execmem_domain *d, int kind, uint64_t bytes, uint32_t *pack)

@@ -13,6 +13,7 @@
 #include "base.h"
 #include "ledger.h"
 #include "map.h"
+#include "park.h"
 #include "poke.h"
 #include "sys.h"
 
@@ -34,6 +35,7 @@ struct execmem_domain {
 	uint32_t small[EXECMEM_KINDS]; /* the pack that still grows, EM_PACK_NONE: none */
 	uint32_t spare[EXECMEM_KINDS]; /* an empty full pack that is kept, EM_PACK_NONE: none */
 	uint32_t packs_of[EXECMEM_KINDS];
+	struct em_park park[EXECMEM_KINDS];
 	uint64_t present[EXECMEM_WINDOW_PACKS_MAX / 64]; /* bit: the pack is not ABSENT */
 };
 
@@ -57,6 +59,10 @@ void em_domain_uncharge(execmem_domain *domain, uint64_t bytes);
 int em_domain_take(execmem_domain *domain, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
 /* Gives a block's chunks back: its memory is blank and its record dropped already. */
 void em_domain_give(execmem_domain *domain, uint32_t pack, uint32_t first);
+/* Instead of give: keeps a blank block whole for the next of its length; false: give it. Its record stays, and says PARKED. */
+bool em_domain_park(execmem_domain *domain, uint32_t pack, uint32_t first, uint32_t chunks);
+/* Instead of take: a parked block of that length, its record included; false: take one. */
+bool em_domain_unpark(execmem_domain *domain, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first);
 /* The same for a block larger than a pack. `bytes` is rounded to pages. */
 int em_domain_take_span(execmem_domain *domain, int kind, uint64_t bytes, uint32_t *pack);
 void em_domain_give_span(execmem_domain *domain, uint32_t pack);

@@ -67,11 +67,8 @@ static int refuse(execmem_domain *d, int err)
 
 /* ---- finding ---- */
 
-static int no_block(uint64_t address, bool was)
+static int no_block(uint64_t address)
 {
-	if (was)
-		return em_error_set(EXECMEM_EFREED, "the block at %#llx was freed already; it must not be used after free.",
-		                    (unsigned long long)address);
 	return em_error_set(EXECMEM_EFREED, "no live block at %#llx: it was freed already, or no block was ever given out there.",
 	                    (unsigned long long)address);
 }
@@ -84,24 +81,22 @@ static int find_block(execmem_domain *d, uint64_t address, struct place *out)
 	const execmem_pack *p = &d->ledger.packs[pack];
 
 	if (p->state == EXECMEM_PACK_ABSENT)
-		return no_block(address, false);
+		return no_block(address);
 	if (p->state == EXECMEM_PACK_SPAN_TAIL) {
 		pack -= p->span_packs;
 		p = &d->ledger.packs[pack];
 	}
 	if (p->state == EXECMEM_PACK_SPAN) {
 		if (address >= p->address + ((uint64_t)p->usable_chunks << EM_CHUNK_SHIFT))
-			return no_block(address, false);
+			return no_block(address);
 		*out = (struct place){pack, 0, true, em_ledger_block(&d->ledger, pack, 0)};
 		return 0;
 	}
 	chunk = em_pack_block_at(em_ledger_pack(&d->ledger, pack), chunk);
-	if (chunk == EM_PACK_NONE) {
-		chunk = offset >> EM_CHUNK_SHIFT & (EXECMEM_PACK_CHUNKS - 1);
-		return no_block(address, address % EXECMEM_CHUNK == 0 && em_ledger_maps_of(&d->ledger, pack)->slot[chunk] != 0);
-	}
+	if (chunk == EM_PACK_NONE)
+		return no_block(address);
 	*out = (struct place){pack, chunk, false, em_ledger_block(&d->ledger, pack, chunk)};
-	return 0;
+	return EM_LIKELY(out->block->address != 0) ? 0 : no_block(address); /* parked */
 }
 
 /* The live block that starts at an address. */
@@ -151,20 +146,44 @@ int execmem_find(const void *address, execmem_info *out)
 
 /* ---- alloc and free, with the lock held ---- */
 
+/* Finds memory and a record for a block. */
 static int take(execmem_domain *d, const struct request *r, struct place *out)
 {
 	uint64_t bytes = rounded(r->size);
+	uint32_t chunks = (uint32_t)(bytes / EXECMEM_CHUNK);
 	uint32_t align = r->align > EXECMEM_CHUNK ? (uint32_t)r->align / EXECMEM_CHUNK : 1;
+	int err;
 
 	out->span = r->size > EXECMEM_PACK_SIZE;
 	out->first = 0;
+	if (align == 1 && em_domain_unpark(d, r->kind, chunks, &out->pack, &out->first)) {
+		out->block = em_ledger_block(&d->ledger, out->pack, out->first);
+		return 0;
+	}
 	if (out->span)
-		return em_domain_take_span(d, r->kind, bytes, &out->pack);
-	return em_domain_take(d, r->kind, (uint32_t)(bytes / EXECMEM_CHUNK), align, &out->pack, &out->first);
+		err = em_domain_take_span(d, r->kind, bytes, &out->pack);
+	else
+		err = em_domain_take(d, r->kind, chunks, align, &out->pack, &out->first);
+	if (EM_UNLIKELY(err < 0))
+		return err;
+	out->block = em_ledger_add_block(&d->ledger, out->pack, out->first);
+	if (EM_LIKELY(out->block != NULL))
+		return 0;
+	if (out->span)
+		em_domain_give_span(d, out->pack);
+	else
+		em_domain_give(d, out->pack, out->first);
+	return execmem_error_code();
 }
 
-static void give(execmem_domain *d, const struct place *at)
+/* Gives back the memory and the record of a block that is blank. */
+static void give(execmem_domain *d, const struct place *at, uint64_t bytes)
 {
+	at->block->address = 0;
+	at->block->state = EXECMEM_BLOCK_PARKED;
+	if (!at->span && em_domain_park(d, at->pack, at->first, (uint32_t)(bytes / EXECMEM_CHUNK)))
+		return;
+	em_ledger_drop_block(&d->ledger, at->pack, at->first);
 	if (at->span)
 		em_domain_give_span(d, at->pack);
 	else
@@ -186,11 +205,6 @@ static int alloc_locked(execmem_domain *d, const struct request *r, struct place
 	err = take(d, r, out);
 	if (EM_UNLIKELY(err < 0))
 		goto undo_name;
-	out->block = em_ledger_add_block(&d->ledger, out->pack, out->first);
-	if (EM_UNLIKELY(!out->block)) {
-		err = execmem_error_code();
-		goto undo_take;
-	}
 	address = h->window + em_domain_offset(out->pack, out->first);
 	ms = em_domain_ms(d);
 	*out->block = (execmem_block){
@@ -207,8 +221,6 @@ static int alloc_locked(execmem_domain *d, const struct request *r, struct place
 	h->allocs++;
 	em_ledger_event(&d->ledger, EXECMEM_EVENT_ALLOC, address, r->size, ms);
 	return 0;
-undo_take:
-	give(d, out);
 undo_name:
 	em_ledger_drop_name(&d->ledger, name);
 undo_charge:
@@ -223,13 +235,12 @@ static void drop_locked(execmem_domain *d, const struct place *at)
 	uint64_t address = at->block->address, size = at->block->size, bytes = rounded(size);
 
 	em_ledger_drop_name(&d->ledger, at->block->name);
-	em_ledger_drop_block(&d->ledger, at->pack, at->first);
 	h->live_blocks--;
 	h->live_bytes -= size;
 	h->used_bytes -= bytes;
 	h->frees++;
 	em_ledger_event(&d->ledger, EXECMEM_EVENT_FREE, address, size, em_domain_ms(d));
-	give(d, at);
+	give(d, at, bytes);
 	em_domain_uncharge(d, bytes);
 }
 
@@ -636,7 +647,7 @@ static int mark_dying(execmem_domain *d, size_t count, const uint64_t *addresses
 			                   (unsigned long long)addresses[*marked]);
 		if (err < 0)
 			return at_index(err, *marked);
-		at.block->slot = at.block->state; /* the field is free while the block lives */
+		at.block->reserved = at.block->state;
 		at.block->state = EXECMEM_BLOCK_DYING;
 	}
 	return 0;
@@ -648,7 +659,7 @@ static void unmark_dying(execmem_domain *d, size_t from, size_t to, const uint64
 		struct place at;
 
 		if (find_start(d, addresses[i], &at) == 0 && at.block->state == EXECMEM_BLOCK_DYING)
-			at.block->state = (uint8_t)at.block->slot;
+			at.block->state = (uint8_t)at.block->reserved;
 	}
 }
 
@@ -666,7 +677,7 @@ int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addr
 
 		err = find_start(d, addresses[done], &at);
 		em_always(err == 0); /* it was marked under this lock */
-		at.block->state = (uint8_t)at.block->slot;
+		at.block->state = (uint8_t)at.block->reserved;
 		err = free_locked(d, &at);
 		if (err < 0) {
 			em_error_at(done);

@@ -63,7 +63,8 @@ enum execmem_block_state {
 	EXECMEM_BLOCK_NONE = 0,     /* the record is free */
 	EXECMEM_BLOCK_RESERVED = 1, /* given out, still all traps */
 	EXECMEM_BLOCK_FILLED = 2,   /* written at least once */
-	EXECMEM_BLOCK_DYING = 3     /* within a free_many that has not ended */
+	EXECMEM_BLOCK_DYING = 3,    /* within a free_many that has not ended */
+	EXECMEM_BLOCK_PARKED = 4    /* freed and blank; kept whole for the next block of its length */
 };
 
 enum execmem_event_op {
@@ -83,7 +84,6 @@ enum execmem_limits {
 	EXECMEM_ALIGN_MAX = 4096,
 	EXECMEM_NAME_MAX = 255,       /* bytes of a block's name, longer ones are refused */
 	EXECMEM_WINDOW_PACKS_MAX = 4096,
-	EXECMEM_CLUSTER = 512,        /* block records are lent to packs this many at a time */
 	EXECMEM_NAME_CELL = 32,       /* bytes of one cell of the name heap */
 	EXECMEM_NAME_CELL_TEXT = 28
 };
@@ -98,7 +98,7 @@ typedef struct execmem_header { /* at offset 0 */
 	uint64_t packs_offset;      /* execmem_pack[packs_max] */
 	uint64_t index_offset;      /* private to the library */
 	uint64_t events_offset;     /* execmem_event[events_max] */
-	uint64_t maps_offset;       /* per pack, maps_stride apart: used[512], head[512] (u64 bitmaps), then private parts */
+	uint64_t maps_offset;       /* per pack, maps_stride apart: 512 pairs of u64, used and head bits of 64 chunks; then private parts */
 	uint64_t maps_stride;
 	uint64_t blocks_offset;     /* execmem_block[blocks_max] */
 	uint64_t names_offset;      /* 32-byte cells: u32 next cell (0: last), 28 bytes of text */
@@ -135,21 +135,19 @@ typedef struct execmem_header { /* at offset 0 */
 	uint32_t packs_top;         /* packs beyond this were never made */
 	uint32_t blocks_top;        /* block records beyond this were never used */
 	uint32_t names_top;
-	uint32_t clusters_free;     /* private */
 	uint32_t name_pages_open;   /* private */
-	uint32_t reserved;
+	uint32_t extents_free[8];   /* private */
 } execmem_header;
 
 typedef struct execmem_pack { /* one cache line a pack */
 	uint64_t address;
 	uint64_t classes;         /* private: bit c: a free run of size class c exists */
 	uint32_t usable_chunks;   /* mapped and open for blocks */
-	uint32_t used_chunks;
-	uint32_t blocks;
+	uint32_t used_chunks;     /* of live and parked blocks */
+	uint32_t blocks;          /* live ones */
+	uint32_t parked;          /* freed blocks kept whole for the next of their length */
 	uint32_t span_packs;      /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
 	uint32_t born_ms;
-	uint16_t slots_top;       /* private */
-	uint16_t slots_free;      /* private */
 	uint8_t state;            /* enum execmem_pack_state */
 	uint8_t kind;             /* enum execmem_kind */
 	uint8_t huge;             /* 1: the kernel reported one 2 MB entry when last asked */
@@ -158,13 +156,13 @@ typedef struct execmem_pack { /* one cache line a pack */
 } execmem_pack;
 
 typedef struct execmem_block {
-	uint64_t address; /* 0: the record is free */
+	uint64_t address; /* 0: no live block */
 	uint32_t size;    /* bytes asked for */
 	uint32_t name;    /* first cell in the name heap, 0: none */
 	uint32_t born_ms;
 	uint8_t state;    /* enum execmem_block_state */
 	uint8_t kind;     /* enum execmem_kind */
-	uint16_t slot;    /* private */
+	uint16_t reserved; /* private */
 } execmem_block;
 
 typedef struct execmem_event {

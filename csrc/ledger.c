@@ -10,10 +10,8 @@
 enum {
 	CELLS = EM_PAGE / EXECMEM_NAME_CELL, /* of one name page, the first is its header */
 	NAME_PAGES_PER_PACK = EXECMEM_PACK_CHUNKS / CELLS + 1,
-	CLUSTER_BYTES = EXECMEM_CLUSTER * sizeof(execmem_block),
 	NAMES_KEPT = 64, /* pages of an unused name heap that are not worth a system call */
 };
-static_assert(CLUSTER_BYTES % EM_PAGE == 0, "a cluster can be given back page by page");
 
 struct name_page { /* in cell 0 */
 	uint64_t free[2]; /* bit: the cell is free */
@@ -109,102 +107,105 @@ uint64_t em_ledger_resident(const struct em_ledger *ledger)
 
 /* ---- block records ---- */
 
-static execmem_block *cluster_at(const struct em_ledger *l, uint32_t cluster)
+static const uint8_t extent_records[EM_LEDGER_EXTENT_CLASSES] = {4, 8, 12, 16, 24, 32, 48, 64};
+
+static uint32_t extent_size(uint8_t class_plus_1)
 {
-	return &l->blocks[(uint64_t)cluster * EXECMEM_CLUSTER];
+	return class_plus_1 ? extent_records[class_plus_1 - 1] : 0;
 }
 
-static execmem_block *record_of(const struct em_ledger *l, const struct em_ledger_maps *maps, uint32_t slot)
-{
-	return cluster_at(l, maps->clusters[slot / EXECMEM_CLUSTER]) + slot % EXECMEM_CLUSTER;
-}
-
-/* Free clusters are a list through the `size` of their first record, header->clusters_free is cluster + 1 of its head. */
-static bool borrow_cluster(struct em_ledger *l, uint32_t *out)
+/* Free extents of a class are a list through the `size` of their first record, which holds the next one's record + 1. */
+static bool borrow_extent(struct em_ledger *l, uint8_t class_plus_1, uint32_t *out)
 {
 	execmem_header *h = l->header;
+	uint32_t *list = &h->extents_free[class_plus_1 - 1], records = extent_size(class_plus_1);
 
-	if (h->clusters_free) {
-		*out = h->clusters_free - 1;
-		h->clusters_free = cluster_at(l, *out)->size;
-		cluster_at(l, *out)->size = 0;
+	if (*list) {
+		*out = *list - 1;
+		*list = l->blocks[*out].size;
+		l->blocks[*out].size = 0;
 	} else {
-		if (h->blocks_top + EXECMEM_CLUSTER > h->blocks_max)
+		if (h->blocks_top + records > h->blocks_max)
 			return false;
-		*out = h->blocks_top / EXECMEM_CLUSTER;
-		h->blocks_top += EXECMEM_CLUSTER;
+		*out = h->blocks_top;
+		h->blocks_top += records;
 	}
-	l->clusters_lent++;
+	l->records_lent += records;
+	return true;
+}
+
+static void return_extent(struct em_ledger *l, uint32_t extent, uint8_t class_plus_1)
+{
+	uint32_t *list = &l->header->extents_free[class_plus_1 - 1];
+
+	memset(&l->blocks[extent], 0, extent_size(class_plus_1) * sizeof(execmem_block));
+	l->blocks[extent].size = *list;
+	*list = extent + 1;
+	l->records_lent -= extent_size(class_plus_1);
+}
+
+/* Moves a group's `count` records to an extent of another class; false, with nothing changed, when there is none. */
+static bool move_extent(struct em_ledger *l, struct em_ledger_maps *maps, uint32_t group, uint32_t count, uint8_t to)
+{
+	uint8_t from = maps->extent_class[group];
+	uint32_t extent = 0;
+
+	if (to && !borrow_extent(l, to, &extent))
+		return false;
+	if (from) {
+		memcpy(&l->blocks[extent], &l->blocks[maps->extent[group]], count * sizeof(execmem_block));
+		return_extent(l, maps->extent[group], from);
+	}
+	maps->extent[group] = extent;
+	maps->extent_class[group] = to;
 	return true;
 }
 
 execmem_block *em_ledger_add_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
-	execmem_pack *p = &l->packs[pack];
+	uint32_t group = first / 64;
+	uint32_t count = (uint32_t)__builtin_popcountll(maps->bits.group[group].head) - 1; /* of the records that are there */
 	execmem_block *block;
-	uint32_t slot;
 
-	if (p->slots_free) {
-		slot = p->slots_free - 1u;
-		block = record_of(l, maps, slot);
-		p->slots_free = block->slot;
-	} else {
-		slot = p->slots_top;
-		if (slot % EXECMEM_CLUSTER == 0 && !borrow_cluster(l, &maps->clusters[slot / EXECMEM_CLUSTER])) {
-			em_error_set(EXECMEM_ENOMEM, "the ledger holds no more than %u blocks; open another domain.", l->header->blocks_max);
-			return NULL;
-		}
-		p->slots_top++;
-		block = record_of(l, maps, slot);
+	if (count == extent_size(maps->extent_class[group]) &&
+	    !move_extent(l, maps, group, count, (uint8_t)(maps->extent_class[group] + 1))) {
+		em_error_set(EXECMEM_ENOMEM, "the ledger's table of %u block records is full; open another domain.",
+		             l->header->blocks_max);
+		return NULL;
 	}
-	maps->slot[first] = (uint16_t)(slot + 1);
+	block = em_ledger_block(l, pack, first);
+	memmove(block + 1, block, (size_t)(&l->blocks[maps->extent[group] + count] - block) * sizeof *block);
 	return block;
 }
 
 void em_ledger_drop_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 {
-	execmem_pack *p = &l->packs[pack];
-	execmem_block *block = em_ledger_block(l, pack, first);
-
-	block->address = 0;
-	block->size = 0;
-	block->name = 0;
-	block->state = EXECMEM_BLOCK_NONE;
-	block->slot = p->slots_free;
-	p->slots_free = em_ledger_maps_of(l, pack)->slot[first];
-}
-
-void em_ledger_drop_all_blocks(struct em_ledger *l, uint32_t pack)
-{
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
-	execmem_pack *p = &l->packs[pack];
+	execmem_block *block = em_ledger_block(l, pack, first);
+	uint32_t group = first / 64;
+	uint32_t count = (uint32_t)__builtin_popcountll(maps->bits.group[group].head) - 1; /* of the records that stay */
+	execmem_block *last = &l->blocks[maps->extent[group] + count];
+	uint8_t cls = maps->extent_class[group];
 
-	for (uint32_t i = 0; i * EXECMEM_CLUSTER < p->slots_top; i++) {
-		execmem_block *cluster = cluster_at(l, maps->clusters[i]);
-
-		memset(cluster, 0, CLUSTER_BYTES);
-		cluster->size = l->header->clusters_free;
-		l->header->clusters_free = maps->clusters[i] + 1;
-		l->clusters_lent--;
-	}
-	p->slots_top = 0;
-	p->slots_free = 0;
+	memmove(block, block + 1, (size_t)(last - block) * sizeof *block);
+	*last = (execmem_block){0};
+	if (count == 0)
+		(void)move_extent(l, maps, group, 0, 0);
+	else if (cls > 2 && count <= extent_size((uint8_t)(cls - 2)))
+		(void)move_extent(l, maps, group, count, (uint8_t)(cls - 2)); /* the table is full: stay */
 }
 
 void em_ledger_forget_pack(struct em_ledger *l, uint32_t pack)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
 
-	for (uint32_t i = 0; i * EXECMEM_CLUSTER < l->packs[pack].slots_top; i++) /* the first page keeps the list's link */
-		(void)em_sys_discard_table((uint8_t *)cluster_at(l, maps->clusters[i]) + EM_PAGE, CLUSTER_BYTES - EM_PAGE);
-	em_ledger_drop_all_blocks(l, pack);
 	if (em_sys_discard_table(maps, l->header->maps_stride) < 0)
 		memset(maps, 0, sizeof *maps); /* refused: the memory stays, what it said must not */
-	if (l->clusters_lent == 0 && l->header->blocks_top) {
-		if (em_sys_discard_table(l->blocks, (uint64_t)l->header->blocks_top * sizeof(execmem_block)) < 0)
+	if (l->records_lent == 0 && l->header->blocks_top) {
+		if (em_sys_discard_table(l->blocks, em_round_up((uint64_t)l->header->blocks_top * sizeof(execmem_block), EM_PAGE)) < 0)
 			memset(l->blocks, 0, (uint64_t)l->header->blocks_top * sizeof(execmem_block));
-		l->header->clusters_free = 0;
+		memset(l->header->extents_free, 0, sizeof l->header->extents_free);
 		l->header->blocks_top = 0;
 	}
 }
@@ -340,26 +341,44 @@ void em_ledger_read_name(const struct em_ledger *l, uint32_t name, char *out, si
 
 /* ---- is it lawful? ---- */
 
+static const char *check_extents(const struct em_ledger *l)
+{
+	const execmem_header *h = l->header;
+	uint64_t lent = 0, free_records = 0;
+
+	for (uint32_t pack = 0; pack < h->packs_top; pack++) {
+		const struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+
+		if (l->packs[pack].state == EXECMEM_PACK_ABSENT || l->packs[pack].state == EXECMEM_PACK_SPAN_TAIL)
+			continue;
+		for (uint32_t group = 0; group < EXECMEM_PACK_WORDS; group++) {
+			uint32_t heads = (uint32_t)__builtin_popcountll(maps->bits.group[group].head);
+
+			if (heads > extent_size(maps->extent_class[group]) || (heads == 0) != (maps->extent_class[group] == 0))
+				return "a group's extent does not fit its blocks";
+			lent += extent_size(maps->extent_class[group]);
+		}
+	}
+	if (lent != l->records_lent)
+		return "records_lent does not count the records groups hold";
+	for (uint8_t cls = 1; cls <= EM_LEDGER_EXTENT_CLASSES; cls++)
+		for (uint32_t e = h->extents_free[cls - 1]; e; e = l->blocks[e - 1].size)
+			if ((free_records += extent_size(cls)) > h->blocks_top)
+				return "the list of free extents has a cycle";
+	return lent + free_records == h->blocks_top ? NULL : "a block record is neither lent nor free";
+}
+
 const char *em_ledger_check(const struct em_ledger *l)
 {
 	const execmem_header *h = l->header;
-	uint64_t lent = 0, cells_used = 0, free_clusters = 0;
+	uint64_t cells_used = 0;
 
 	if (memcmp(h->magic, "EXECMEM", 8) != 0 || h->version != 1)
 		return "the ledger's header was overwritten";
-	for (uint32_t pack = 0; pack < h->packs_top; pack++)
-		lent += (l->packs[pack].slots_top + EXECMEM_CLUSTER - 1u) / EXECMEM_CLUSTER;
-	if (lent != l->clusters_lent)
-		return "clusters_lent does not count the clusters packs hold";
-	for (uint32_t c = h->clusters_free; c; c = cluster_at(l, c - 1)->size)
-		if (++free_clusters > h->blocks_top / EXECMEM_CLUSTER)
-			return "the list of free clusters has a cycle";
-	if ((lent + free_clusters) * EXECMEM_CLUSTER != h->blocks_top)
-		return "a cluster of block records is neither lent nor free";
 	for (uint32_t page = 0; page < h->names_top / CELLS; page++) {
 		const struct name_page *p = page_at(l, page);
 
 		cells_used += CELLS - 1u - (uint32_t)__builtin_popcountll(p->free[0]) - (uint32_t)__builtin_popcountll(p->free[1]);
 	}
-	return cells_used == l->names_live ? NULL : "names_live does not count the cells in use";
+	return cells_used == l->names_live ? check_extents(l) : "names_live does not count the cells in use";
 }

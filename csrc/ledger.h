@@ -2,10 +2,13 @@
  *
  *   header | index[kind] | packs | events | maps per pack | blocks | names
  *
- * One sparse memory file a domain: of its address space only what is used takes memory. Block records are lent to packs in
- * clusters of 512, so that the 16-bit slot a head chunk holds finds its record in two steps:
+ * One sparse memory file a domain: of its address space only what is used takes memory. The records of the blocks that start in one
+ * group of 64 chunks lie side by side in an extent of 4 to 64 records, in the order of their heads. So from an address to its
+ * record it is one look at the group's head bits, one at where its extent is, and there it is:
  *
- *   head chunk --slot[chunk]--> slot --clusters[slot / 512]--> records[cluster * 512 + slot % 512]
+ *   record = blocks[extent[group] + how many heads of the group lie before]
+ *
+ * A record therefore moves when a block of its group comes or goes; nobody keeps a pointer to one.
  *
  * Names are chains of 32-byte cells in pages of 128; cell 0 of a page is its header. The caller holds the domain's lock.
  */
@@ -17,14 +20,14 @@
 #include "pack.h"
 
 enum {
-	EM_LEDGER_CLUSTERS = EXECMEM_PACK_CHUNKS / EXECMEM_CLUSTER, /* most that one pack can borrow */
+	EM_LEDGER_EXTENT_CLASSES = 8, /* sizes of extents */
 	EM_LEDGER_EVENTS = 4096,
 };
 
 struct em_ledger_maps { /* of one pack */
 	struct em_pack_maps bits;
-	uint32_t clusters[EM_LEDGER_CLUSTERS];
-	uint16_t slot[EXECMEM_PACK_CHUNKS]; /* slot + 1 of the block that starts, or last started, at the chunk */
+	uint32_t extent[EXECMEM_PACK_WORDS];      /* of each group: its first record */
+	uint8_t extent_class[EXECMEM_PACK_WORDS]; /* class + 1; 0: the group has none */
 };
 
 struct em_ledger {
@@ -37,7 +40,7 @@ struct em_ledger {
 	uint8_t *names;
 	uint64_t epoch_ms;
 	uint64_t names_live;
-	uint32_t clusters_lent;
+	uint64_t records_lent; /* in extents that groups hold */
 	int fd; /* -1: private memory, because no memory file could be had; others cannot read it then */
 };
 
@@ -47,11 +50,11 @@ uint64_t em_ledger_resident(const struct em_ledger *ledger);
 
 /* ---- block records ---- */
 
-/* A record for the block that starts at `first` in `pack`; NULL (an error is set): the table is full. */
+/* Makes a record for the block whose head was just set; NULL (an error is set): the table is full. */
 execmem_block *em_ledger_add_block(struct em_ledger *ledger, uint32_t pack, uint32_t first);
+/* Drops the record of a block whose head is still set and is about to be cleared. */
 void em_ledger_drop_block(struct em_ledger *ledger, uint32_t pack, uint32_t first);
-void em_ledger_drop_all_blocks(struct em_ledger *ledger, uint32_t pack); /* of an empty pack: gives its clusters back */
-void em_ledger_forget_pack(struct em_ledger *ledger, uint32_t pack);     /* the same, and returns the memory of its maps */
+void em_ledger_forget_pack(struct em_ledger *ledger, uint32_t pack); /* an empty one: its memory here goes back */
 
 /* ---- names ---- */
 
@@ -75,9 +78,9 @@ static inline struct em_pack em_ledger_pack(const struct em_ledger *ledger, uint
 static inline execmem_block *em_ledger_block(const struct em_ledger *ledger, uint32_t pack, uint32_t first)
 {
 	const struct em_ledger_maps *maps = em_ledger_maps_of(ledger, pack);
-	uint32_t slot = maps->slot[first] - 1u;
+	uint64_t before = maps->bits.group[first / 64].head & ((1ull << first % 64) - 1);
 
-	return &ledger->blocks[(uint64_t)maps->clusters[slot / EXECMEM_CLUSTER] * EXECMEM_CLUSTER + slot % EXECMEM_CLUSTER];
+	return &ledger->blocks[maps->extent[first / 64] + (uint64_t)__builtin_popcountll(before)];
 }
 
 static inline void em_ledger_event(struct em_ledger *ledger, uint32_t op, uint64_t address, uint64_t size, uint32_t ms)

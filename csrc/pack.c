@@ -72,24 +72,24 @@ static uint32_t next_used(const struct em_pack_maps *m, uint32_t from)
 
 	if (from >= CHUNKS)
 		return CHUNKS;
-	word = m->used[w] & ~0ull << from % 64;
+	word = m->group[w].used & ~0ull << from % 64;
 	if (word)
 		return w * 64 + em_ctz(word);
 	w = next_word(m->some_used, w + 1);
-	return w == WORDS ? CHUNKS : w * 64 + em_ctz(m->used[w]);
+	return w == WORDS ? CHUNKS : w * 64 + em_ctz(m->group[w].used);
 }
 
 /* The chunk after the last used one before `before`: where the free run that ends at `before` starts. */
 static uint32_t run_start(const struct em_pack_maps *m, uint32_t before)
 {
 	uint32_t w = (before - 1) / 64;
-	uint64_t word = m->used[w] & ~0ull >> (63 - (before - 1) % 64);
+	uint64_t word = m->group[w].used & ~0ull >> (63 - (before - 1) % 64);
 
 	if (!word) {
 		w = previous_word(m->some_used, w);
 		if (w == WORDS)
 			return 0;
-		word = m->used[w];
+		word = m->group[w].used;
 	}
 	return w * 64 + em_log2(word) + 1;
 }
@@ -98,7 +98,7 @@ static uint32_t run_start(const struct em_pack_maps *m, uint32_t before)
 static uint32_t block_end(const struct em_pack_maps *m, uint32_t first)
 {
 	uint32_t w = first / 64, f, h;
-	uint64_t edge = (~m->used[w] | m->head[w]) & (~0ull << first % 64) << 1;
+	uint64_t edge = (~m->group[w].used | m->group[w].head) & (~0ull << first % 64) << 1;
 
 	if (first % 64 == 63)
 		edge = 0;
@@ -107,7 +107,7 @@ static uint32_t block_end(const struct em_pack_maps *m, uint32_t first)
 	f = next_word(m->some_free, w + 1);
 	h = next_word(m->some_head, w + 1);
 	w = f < h ? f : h;
-	return w == WORDS ? CHUNKS : w * 64 + em_ctz(~m->used[w] | m->head[w]);
+	return w == WORDS ? CHUNKS : w * 64 + em_ctz(~m->group[w].used | m->group[w].head);
 }
 
 uint32_t em_pack_length(struct em_pack pack, uint32_t first)
@@ -122,8 +122,8 @@ uint32_t em_pack_length(struct em_pack pack, uint32_t first)
 
 static uint64_t starts_in(const struct em_pack_maps *m, uint32_t group)
 {
-	uint64_t free = ~m->used[group];
-	uint64_t before = group ? ~m->used[group - 1] >> 63 : 0;
+	uint64_t free = ~m->group[group].used;
+	uint64_t before = group ? ~m->group[group - 1].used >> 63 : 0;
 
 	return free & ~(free << 1 | before);
 }
@@ -184,9 +184,9 @@ static uint64_t mask_of(uint32_t word, uint32_t first, uint32_t end)
 static void mark_used(struct em_pack_maps *m, uint32_t first, uint32_t end)
 {
 	for (uint32_t w = first / 64; w <= (end - 1) / 64; w++) {
-		m->used[w] |= mask_of(w, first, end);
+		m->group[w].used |= mask_of(w, first, end);
 		m->some_used[w / 64] |= 1ull << w % 64;
-		if (m->used[w] == ~0ull)
+		if (m->group[w].used == ~0ull)
 			m->some_free[w / 64] &= ~(1ull << w % 64);
 	}
 }
@@ -194,9 +194,9 @@ static void mark_used(struct em_pack_maps *m, uint32_t first, uint32_t end)
 static void mark_free(struct em_pack_maps *m, uint32_t first, uint32_t end)
 {
 	for (uint32_t w = first / 64; w <= (end - 1) / 64; w++) {
-		m->used[w] &= ~mask_of(w, first, end);
+		m->group[w].used &= ~mask_of(w, first, end);
 		m->some_free[w / 64] |= 1ull << w % 64;
-		if (m->used[w] == 0)
+		if (m->group[w].used == 0)
 			m->some_used[w / 64] &= ~(1ull << w % 64);
 	}
 }
@@ -206,11 +206,11 @@ void em_pack_init(struct em_pack pack)
 	execmem_pack *r = pack.record;
 
 	memset(pack.maps, 0, sizeof *pack.maps);
-	memset(pack.maps->used, 0xff, sizeof pack.maps->used);
+	for (uint32_t g = 0; g < WORDS; g++)
+		pack.maps->group[g].used = ~0ull;
 	memset(pack.maps->some_used, 0xff, sizeof pack.maps->some_used);
 	r->classes = 0;
-	r->usable_chunks = r->used_chunks = r->blocks = 0;
-	r->slots_top = r->slots_free = 0;
+	r->usable_chunks = r->used_chunks = r->blocks = r->parked = 0;
 }
 
 void em_pack_grow(struct em_pack pack, uint32_t usable)
@@ -233,7 +233,7 @@ static void take_run(struct em_pack p, uint32_t start, uint32_t length, uint32_t
 {
 	bin_remove(p, start, length, EM_PACK_NONE);
 	mark_used(p.maps, first, first + chunks);
-	p.maps->head[first / 64] |= 1ull << first % 64;
+	p.maps->group[first / 64].head |= 1ull << first % 64;
 	p.maps->some_head[first / 64 / 64] |= 1ull << first / 64 % 64;
 	if (first > start)
 		bin_add(p, start, first - start);
@@ -279,8 +279,8 @@ uint32_t em_pack_give(struct em_pack pack, uint32_t first)
 		end = next;
 	}
 	mark_free(m, first, first + chunks);
-	m->head[first / 64] &= ~(1ull << first % 64);
-	if (m->head[first / 64] == 0)
+	m->group[first / 64].head &= ~(1ull << first % 64);
+	if (m->group[first / 64].head == 0)
 		m->some_head[first / 64 / 64] &= ~(1ull << first / 64 % 64);
 	bin_add(pack, start, end - start);
 	pack.record->used_chunks -= chunks;
@@ -296,11 +296,11 @@ uint32_t em_pack_block_at(struct em_pack pack, uint32_t chunk)
 
 	if (chunk >= pack.record->usable_chunks || !em_pack_is_used(pack, chunk))
 		return EM_PACK_NONE;
-	word = m->head[w] & ~0ull >> (63 - chunk % 64);
+	word = m->group[w].head & ~0ull >> (63 - chunk % 64);
 	if (!word) {
 		w = previous_word(m->some_head, w);
 		em_always(w != WORDS); /* a used chunk belongs to a block */
-		word = m->head[w];
+		word = m->group[w].head;
 	}
 	return w * 64 + em_log2(word);
 }
@@ -331,21 +331,21 @@ static const char *check_words(struct em_pack p)
 	uint32_t used = 0, heads = 0;
 
 	for (uint32_t w = 0; w < WORDS; w++) {
-		if (m->head[w] & ~m->used[w])
+		if (m->group[w].head & ~m->group[w].used)
 			return "a block starts on a free chunk";
-		if ((m->some_used[w / 64] >> w % 64 & 1) != (m->used[w] != 0))
+		if ((m->some_used[w / 64] >> w % 64 & 1) != (m->group[w].used != 0))
 			return "the summary of used words does not match";
-		if ((m->some_free[w / 64] >> w % 64 & 1) != (m->used[w] != ~0ull))
+		if ((m->some_free[w / 64] >> w % 64 & 1) != (m->group[w].used != ~0ull))
 			return "the summary of free words does not match";
-		if ((m->some_head[w / 64] >> w % 64 & 1) != (m->head[w] != 0))
+		if ((m->some_head[w / 64] >> w % 64 & 1) != (m->group[w].head != 0))
 			return "the summary of heads does not match";
-		used += (uint32_t)__builtin_popcountll(m->used[w]);
-		heads += (uint32_t)__builtin_popcountll(m->head[w]);
+		used += (uint32_t)__builtin_popcountll(m->group[w].used);
+		heads += (uint32_t)__builtin_popcountll(m->group[w].head);
 	}
 	if (used != p.record->used_chunks + (CHUNKS - p.record->usable_chunks))
 		return "used_chunks does not count the used bits";
-	if (heads != p.record->blocks)
-		return "blocks does not count the heads";
+	if (heads != p.record->blocks + p.record->parked)
+		return "blocks and parked do not count the heads";
 	return NULL;
 }
 

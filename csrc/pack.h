@@ -12,7 +12,7 @@
  * Laws, as em_pack_check() states them:
  *   (1) a head implies its used bit                      (4) bins[c] has group g exactly when a free run of class c starts there
  *   (2) used_chunks counts the used bits of usable ones  (5) classes has c exactly when bins[c] is not empty
- *   (3) blocks counts the heads                          (6) each summary bit says what its word says
+ *   (3) blocks and parked count the heads                (6) each summary bit says what its word says
  */
 #ifndef EM_PACK_H
 #define EM_PACK_H
@@ -24,12 +24,16 @@ enum {
 	EM_PACK_NONE = UINT32_MAX,
 };
 
+struct em_pack_word { /* of one group: side by side, for they are looked at together */
+	uint64_t used;
+	uint64_t head;
+};
+
 struct em_pack_maps {
-	uint64_t used[EXECMEM_PACK_WORDS];
-	uint64_t head[EXECMEM_PACK_WORDS];
-	uint64_t some_used[EM_SUMMARY]; /* bit w: used[w] != 0 */
-	uint64_t some_free[EM_SUMMARY]; /* bit w: used[w] != ~0 */
-	uint64_t some_head[EM_SUMMARY]; /* bit w: head[w] != 0 */
+	struct em_pack_word group[EXECMEM_PACK_WORDS];
+	uint64_t some_used[EM_SUMMARY]; /* bit g: group[g].used != 0 */
+	uint64_t some_free[EM_SUMMARY]; /* bit g: group[g].used != ~0 */
+	uint64_t some_head[EM_SUMMARY]; /* bit g: group[g].head != 0 */
 	uint64_t bins[EM_PACK_CLASSES][EM_SUMMARY];
 };
 
@@ -54,12 +58,12 @@ const char *em_pack_check(struct em_pack pack); /* NULL or the broken law; walks
 
 static inline bool em_pack_is_head(struct em_pack pack, uint32_t chunk)
 {
-	return pack.maps->head[chunk / 64] >> (chunk % 64) & 1;
+	return pack.maps->group[chunk / 64].head >> (chunk % 64) & 1;
 }
 
 static inline bool em_pack_is_used(struct em_pack pack, uint32_t chunk)
 {
-	return pack.maps->used[chunk / 64] >> (chunk % 64) & 1;
+	return pack.maps->group[chunk / 64].used >> (chunk % 64) & 1;
 }
 
 #endif

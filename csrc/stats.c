@@ -102,26 +102,8 @@ const execmem_header *execmem_domain_ledger(execmem_domain *domain)
 struct census {
 	uint64_t blocks, live_bytes, used_bytes, packs;
 	uint32_t packs_of[EXECMEM_KINDS];
+	uint64_t parked_chunks[EXECMEM_KINDS];
 };
-
-static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t first, uint64_t bytes, struct census *c)
-{
-	const execmem_block *block = em_ledger_block(&d->ledger, pack, first);
-
-	if (em_ledger_maps_of(&d->ledger, pack)->slot[first] == 0)
-		return "a block has no record";
-	if (block->address != d->ledger.header->window + em_domain_offset(pack, first))
-		return "a block's record tells another address";
-	if (block->state == EXECMEM_BLOCK_NONE || block->kind != d->ledger.packs[pack].kind)
-		return "a block's record tells another state or kind than its pack";
-	if (block->size == 0 || block->size > bytes ||
-	    em_round_up(block->size, block->size > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK) != bytes)
-		return "a block's record tells another size than its chunks";
-	c->blocks++;
-	c->live_bytes += block->size;
-	c->used_bytes += bytes;
-	return NULL;
-}
 
 /* Law 2, on the memory itself. */
 static bool is_blank(const execmem_domain *d, uint32_t pack, uint32_t chunk, uint32_t chunks)
@@ -135,6 +117,27 @@ static bool is_blank(const execmem_domain *d, uint32_t pack, uint32_t chunk, uin
 		if (at[i])
 			return false;
 	return true;
+}
+
+static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t first, uint64_t bytes, struct census *c)
+{
+	const execmem_block *block = em_ledger_block(&d->ledger, pack, first);
+
+	if (block->state == EXECMEM_BLOCK_PARKED) {
+		c->parked_chunks[block->kind] += bytes >> EM_CHUNK_SHIFT;
+		return is_blank(d, pack, first, (uint32_t)(bytes >> EM_CHUNK_SHIFT)) ? NULL : "a parked block is not blank";
+	}
+	if (block->address != d->ledger.header->window + em_domain_offset(pack, first))
+		return "a block's record tells another address";
+	if (block->state == EXECMEM_BLOCK_NONE || block->kind != d->ledger.packs[pack].kind)
+		return "a block's record tells another state or kind than its pack";
+	if (block->size == 0 || block->size > bytes ||
+	    em_round_up(block->size, block->size > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK) != bytes)
+		return "a block's record tells another size than its chunks";
+	c->blocks++;
+	c->live_bytes += block->size;
+	c->used_bytes += bytes;
+	return NULL;
 }
 
 static const char *check_chunks(const execmem_domain *d, uint32_t pack, struct census *c)
@@ -202,8 +205,8 @@ static const char *check_all(const execmem_domain *d)
 	if (c.packs != h->packs_live || h->packs_made - h->packs_returned != h->packs_live)
 		return "the counters do not count the packs";
 	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
-		if (c.packs_of[kind] != d->packs_of[kind])
-			return "a kind's packs are not counted right";
+		if (c.packs_of[kind] != d->packs_of[kind] || c.parked_chunks[kind] != d->park[kind].chunks)
+			return "a kind's packs or parked blocks are not counted right";
 	return NULL;
 }
 

@@ -1,0 +1,52 @@
+/* park: freed blocks kept whole for the next of their length. Pure.
+ *
+ * Most programs that free code allocate code of the same sizes again. A parked block keeps its chunks, its record and its lines in the
+ * cache, so the next block of that many chunks takes it over without a search. It is blank, and no call knows it any more.
+ * One stack a length, last in first out, of few places; em_domain_park bounds their bytes too.
+ */
+#ifndef EM_PARK_H
+#define EM_PARK_H
+
+#include "base.h"
+
+enum {
+	EM_PARK_LENGTHS = 64, /* blocks of 1..64 chunks are parked */
+	EM_PARK_DEPTH = 8,
+};
+
+struct em_park {
+	uint32_t chunks; /* in all stacks */
+	uint8_t count[EM_PARK_LENGTHS];
+	uint32_t at[EM_PARK_LENGTHS][EM_PARK_DEPTH]; /* pack * 32768 + first chunk */
+};
+
+static_assert((uint64_t)EXECMEM_WINDOW_PACKS_MAX * EXECMEM_PACK_CHUNKS <= UINT32_MAX, "a place has 32 bits");
+
+static inline bool em_park_push(struct em_park *park, uint32_t pack, uint32_t first, uint32_t chunks)
+{
+	uint8_t *count;
+
+	if (chunks > EM_PARK_LENGTHS)
+		return false;
+	count = &park->count[chunks - 1];
+	if (*count == EM_PARK_DEPTH)
+		return false;
+	park->at[chunks - 1][(*count)++] = pack * EXECMEM_PACK_CHUNKS + first;
+	park->chunks += chunks;
+	return true;
+}
+
+static inline bool em_park_pop(struct em_park *park, uint32_t chunks, uint32_t *pack, uint32_t *first)
+{
+	uint32_t at;
+
+	if (chunks > EM_PARK_LENGTHS || park->count[chunks - 1] == 0)
+		return false;
+	at = park->at[chunks - 1][--park->count[chunks - 1]];
+	park->chunks -= chunks;
+	*pack = at / EXECMEM_PACK_CHUNKS;
+	*first = at % EXECMEM_PACK_CHUNKS;
+	return true;
+}
+
+#endif
