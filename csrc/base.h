@@ -53,6 +53,14 @@ static inline unsigned em_ctz(uint64_t x)
 	return (unsigned)__builtin_ctzll(x);
 }
 
+/* Ones in x. Inline: without -mpopcnt the compiler's own is a call. */
+static inline uint32_t em_count(uint64_t x)
+{
+	x -= x >> 1 & 0x5555555555555555u;
+	x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
+	return (uint32_t)(((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+}
+
 static inline unsigned em_log2(uint64_t x)
 {
 	return 63u - (unsigned)__builtin_clzll(x);

@@ -38,7 +38,7 @@ def declarations(header: str) -> str:
     if header.count(begin) != 1 or header.count(end) != 1:
         message = f"execmem.h needs exactly one {begin} and one {end}"
         raise ValueError(message)
-    return header.split(begin)[1].split(end)[0]
+    return header.partition(begin)[2].partition(end)[0]
 
 
 def files(*patterns: str) -> list[str]:

@@ -39,7 +39,7 @@ uint32_t em_domain_forks;
 static void in_forked_child(void)
 {
 	em_domain_forks++;
-	atomic_store(&tree_lock.state, 0);
+	tree_lock = (struct em_lock){0};
 	__atomic_store_n(&root, NULL, __ATOMIC_RELEASE);
 }
 
@@ -109,7 +109,8 @@ static bool charge_one(execmem_header *h, uint64_t bytes)
 static void uncharge_until(execmem_domain *from, const execmem_domain *end, uint64_t bytes)
 {
 	for (; from != end; from = from->parent)
-		__atomic_fetch_sub(&from->ledger.header->charged_bytes, bytes, __ATOMIC_RELAXED);
+		if (from->limited)
+			__atomic_fetch_sub(&from->ledger.header->charged_bytes, bytes, __ATOMIC_RELAXED);
 }
 
 int em_domain_charge(execmem_domain *domain, uint64_t bytes)
@@ -117,7 +118,7 @@ int em_domain_charge(execmem_domain *domain, uint64_t bytes)
 	for (execmem_domain *d = domain; d; d = d->parent) {
 		execmem_header *h = d->ledger.header;
 
-		if (EM_LIKELY(charge_one(h, bytes)))
+		if (EM_LIKELY(!d->limited) || charge_one(h, bytes))
 			continue;
 		uncharge_until(domain, d, bytes);
 		return em_error_set(EXECMEM_ELIMIT,
@@ -134,6 +135,40 @@ void em_domain_uncharge(execmem_domain *domain, uint64_t bytes)
 	uncharge_until(domain, NULL, bytes);
 }
 
+/* The tree's lock is held. */
+static uint64_t sum_used(const execmem_domain *d)
+{
+	uint64_t sum = __atomic_load_n(&d->ledger.header->used_bytes, __ATOMIC_RELAXED);
+
+	for (const execmem_domain *child = d->first_child; child; child = child->next_sibling)
+		sum += sum_used(child);
+	return sum;
+}
+
+uint64_t em_domain_charged(execmem_domain *domain)
+{
+	uint64_t sum;
+
+	em_sys_lock(&tree_lock);
+	sum = domain->open ? sum_used(domain) : 0;
+	em_sys_unlock(&tree_lock);
+	return sum;
+}
+
+static void lock_subtree(execmem_domain *d)
+{
+	em_sys_lock(&d->lock);
+	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
+		lock_subtree(child);
+}
+
+static void unlock_subtree(execmem_domain *d)
+{
+	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
+		unlock_subtree(child);
+	em_sys_unlock(&d->lock);
+}
+
 int execmem_domain_limit(execmem_domain *domain, uint64_t limit)
 {
 	execmem_domain *d;
@@ -141,8 +176,19 @@ int execmem_domain_limit(execmem_domain *domain, uint64_t limit)
 
 	if (err < 0)
 		return err;
-	__atomic_store_n(&d->ledger.header->limit, limit, __ATOMIC_RELAXED);
 	em_domain_leave(d);
+	em_sys_lock(&tree_lock);
+	if (!d->open) {
+		em_sys_unlock(&tree_lock);
+		return em_error_set(EXECMEM_ECLOSED, "the domain is closed; open a new one.");
+	}
+	lock_subtree(d); /* nobody allocates there while the first count is made */
+	if (!d->limited)
+		d->ledger.header->charged_bytes = sum_used(d);
+	d->limited = true;
+	__atomic_store_n(&d->ledger.header->limit, limit, __ATOMIC_RELAXED);
+	unlock_subtree(d);
+	em_sys_unlock(&tree_lock);
 	return 0;
 }
 
@@ -666,6 +712,8 @@ static int open_locked(const execmem_options *o, execmem_domain *parent, execmem
 	h = d->ledger.header;
 	h->window = (uintptr_t)d->map.window;
 	h->limit = o->limit ? o->limit : UINT64_MAX;
+	d->limited = o->limit != 0;
+	em_sys_lock_init(&d->lock);
 	h->domain = ++domain_numbers;
 	h->parent = parent ? parent->ledger.header->domain : 0;
 	h->write_mode = (uint32_t)d->map.mode;

@@ -4,7 +4,8 @@
  *     \-- fork --> in the child: frozen: its code runs, every call that would change it answers EFORKED
  *
  * Locks, in the order in which they may be taken: the tree's, then one domain's, then the one that stops threads (mode flip).
- * Charges up the tree are atomic and take no lock.
+ * Where several domains are locked it is by one who holds the tree's, parents before children. Charges up the tree are atomic
+ * and take no lock; a domain that never had a limit is not charged at all.
  */
 #ifndef EM_DOMAIN_H
 #define EM_DOMAIN_H
@@ -25,6 +26,7 @@ enum {
 struct execmem_domain {
 	struct em_lock lock;
 	bool open;              /* under the lock */
+	bool limited;           /* has had a limit, so charged_bytes is kept; under the locks of its whole subtree */
 	uint32_t forks;         /* of em_domain_forks when it was opened */
 	execmem_domain *parent; /* the tree: under the tree's lock */
 	execmem_domain *first_child;
@@ -51,7 +53,7 @@ static inline void em_domain_leave(execmem_domain *domain)
 	em_sys_unlock(&domain->lock);
 }
 
-/* Adds to what is charged here and up the tree, all or none. */
+/* Adds to what is charged to every domain from here up that has a limit, all or none. */
 int em_domain_charge(execmem_domain *domain, uint64_t bytes);
 void em_domain_uncharge(execmem_domain *domain, uint64_t bytes);
 
@@ -66,6 +68,9 @@ bool em_domain_unpark(execmem_domain *domain, int kind, uint32_t chunks, uint32_
 /* The same for a block larger than a pack. `bytes` is rounded to pages. */
 int em_domain_take_span(execmem_domain *domain, int kind, uint64_t bytes, uint32_t *pack);
 void em_domain_give_span(execmem_domain *domain, uint32_t pack);
+
+/* Rounded bytes of live blocks here and in all children, whether limited or not. Takes the tree's lock. */
+uint64_t em_domain_charged(execmem_domain *domain);
 
 static inline uint64_t em_domain_offset(uint32_t pack, uint32_t chunk)
 {

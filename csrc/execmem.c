@@ -13,6 +13,7 @@
 
 enum {
 	BLOCK_MAX = UINT32_MAX - EM_PAGE, /* bytes: a record's size has 32 bits */
+	PREFETCH = 16,                    /* lines asked for ahead of time */
 	STAGE = 32768,                    /* bytes gathered for one write where a write is a system call */
 };
 
@@ -353,11 +354,27 @@ int execmem_fill(void *dst, const void *src, size_t len)
 	return err;
 }
 
+/* Asks for the lines that free is about to blank, so that they come while the block's record does: both are cold as a rule. */
+static void expect_blanking(execmem_domain *d, uint64_t address)
+{
+	uint64_t offset = address - d->ledger.header->window;
+	uint32_t pack = (uint32_t)(offset >> EM_PACK_SHIFT), chunk = offset >> EM_CHUNK_SHIFT & (EXECMEM_PACK_CHUNKS - 1);
+	uint32_t chunks;
+
+	if (!d->map.alias || pack >= d->map.packs || d->ledger.packs[pack].state == EXECMEM_PACK_ABSENT)
+		return;
+	chunks = em_pack_length(em_ledger_pack(&d->ledger, pack), chunk);
+	for (uint32_t i = 0; i < chunks && i < PREFETCH; i++)
+		__builtin_prefetch(d->map.alias + offset + (uint64_t)i * EXECMEM_CHUNK, 1);
+}
+
 static int free_entered(execmem_domain *d, void *address)
 {
 	struct place at;
-	int err = find_start(d, (uintptr_t)address, &at);
+	int err;
 
+	expect_blanking(d, (uintptr_t)address);
+	err = find_start(d, (uintptr_t)address, &at);
 	if (EM_LIKELY(err == 0))
 		err = free_locked(d, &at);
 	if (EM_UNLIKELY(err < 0))

@@ -98,29 +98,29 @@ typedef struct execmem_header { /* at offset 0 */
 	uint64_t packs_offset;      /* execmem_pack[packs_max] */
 	uint64_t index_offset;      /* private to the library */
 	uint64_t events_offset;     /* execmem_event[events_max] */
-	uint64_t maps_offset;       /* per pack, maps_stride apart: 512 pairs of u64, used and head bits of 64 chunks; then private parts */
+	uint64_t maps_offset; /* per pack, maps_stride apart: 512 pairs of u64, used and head bits of 64 chunks; then private parts */
 	uint64_t maps_stride;
-	uint64_t blocks_offset;     /* execmem_block[blocks_max] */
-	uint64_t names_offset;      /* 32-byte cells: u32 next cell (0: last), 28 bytes of text */
+	uint64_t blocks_offset; /* execmem_block[blocks_max] */
+	uint64_t names_offset; /* 32-byte cells: u32 next cell (0: last), 28 bytes of text */
 	uint32_t packs_max;
-	uint32_t events_max;        /* a power of two */
+	uint32_t events_max; /* a power of two */
 	uint32_t blocks_max;
-	uint32_t names_max;         /* cells */
-	uint64_t window;            /* address of the first pack */
+	uint32_t names_max; /* cells */
+	uint64_t window; /* address of the first pack */
 	uint64_t epoch_realtime_ns; /* when the ledger was made; `born_ms` and `time_ms` count from here */
 	uint64_t epoch_monotonic_ns;
-	uint64_t limit;             /* bytes, UINT64_MAX: none */
+	uint64_t limit; /* bytes, UINT64_MAX: none */
 	uint32_t pid;
-	uint32_t domain;            /* a number unique in the process, the root's is 1 */
-	uint32_t parent;            /* 0: none */
+	uint32_t domain; /* a number unique in the process, the root's is 1 */
+	uint32_t parent; /* 0: none */
 	uint32_t write_mode;
 	char name[64];
 	char arch[16];
 	/* counters: written by the owner only, read by anybody, each correct by itself */
-	uint64_t charged_bytes;     /* rounded sizes of live blocks, children's included */
-	uint64_t live_blocks;       /* this domain's own, like all that follow */
-	uint64_t live_bytes;        /* as asked for */
-	uint64_t used_bytes;        /* as rounded to chunks and pages */
+	uint64_t charged_bytes; /* rounded sizes of live blocks, children's included; kept once there is a limit */
+	uint64_t live_blocks; /* this domain's own, like all that follow */
+	uint64_t live_bytes; /* as asked for */
+	uint64_t used_bytes; /* as rounded to chunks and pages */
 	uint64_t allocs;
 	uint64_t frees;
 	uint64_t fills;
@@ -130,38 +130,38 @@ typedef struct execmem_header { /* at offset 0 */
 	uint64_t packs_returned;
 	uint64_t collapses;
 	uint64_t collapse_failures;
-	uint64_t refusals;          /* calls that ended in an error */
-	uint64_t events;            /* ever written; the newest is at (events - 1) % events_max */
-	uint32_t packs_top;         /* packs beyond this were never made */
-	uint32_t blocks_top;        /* block records beyond this were never used */
+	uint64_t refusals; /* calls that ended in an error */
+	uint64_t events; /* ever written; the newest is at (events - 1) % events_max */
+	uint32_t packs_top; /* packs beyond this were never made */
+	uint32_t blocks_top; /* block records beyond this were never used */
 	uint32_t names_top;
-	uint32_t name_pages_open;   /* private */
-	uint32_t extents_free[8];   /* private */
+	uint32_t name_pages_open; /* private */
+	uint32_t extents_free[8]; /* private */
 } execmem_header;
 
 typedef struct execmem_pack { /* one cache line a pack */
 	uint64_t address;
-	uint64_t classes;         /* private: bit c: a free run of size class c exists */
-	uint32_t usable_chunks;   /* mapped and open for blocks */
-	uint32_t used_chunks;     /* of live and parked blocks */
-	uint32_t blocks;          /* live ones */
-	uint32_t parked;          /* freed blocks kept whole for the next of their length */
-	uint32_t span_packs;      /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
+	uint64_t classes; /* private: bit c: a free run of size class c exists */
+	uint32_t usable_chunks; /* mapped and open for blocks */
+	uint32_t used_chunks; /* of live and parked blocks */
+	uint32_t blocks; /* live ones */
+	uint32_t parked; /* freed blocks kept whole for the next of their length */
+	uint32_t span_packs; /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
 	uint32_t born_ms;
-	uint8_t state;            /* enum execmem_pack_state */
-	uint8_t kind;             /* enum execmem_kind */
-	uint8_t huge;             /* 1: the kernel reported one 2 MB entry when last asked */
-	uint8_t generations;      /* times a pack was made here, sticks at 255 */
+	uint8_t state; /* enum execmem_pack_state */
+	uint8_t kind; /* enum execmem_kind */
+	uint8_t huge; /* 1: the kernel reported one 2 MB entry when last asked */
+	uint8_t generations; /* times a pack was made here, sticks at 255 */
 	uint8_t reserved[20];
 } execmem_pack;
 
 typedef struct execmem_block {
 	uint64_t address; /* 0: no live block */
-	uint32_t size;    /* bytes asked for */
-	uint32_t name;    /* first cell in the name heap, 0: none */
+	uint32_t size; /* bytes asked for */
+	uint32_t name; /* first cell in the name heap, 0: none */
 	uint32_t born_ms;
-	uint8_t state;    /* enum execmem_block_state */
-	uint8_t kind;     /* enum execmem_kind */
+	uint8_t state; /* enum execmem_block_state */
+	uint8_t kind; /* enum execmem_kind */
 	uint16_t reserved; /* private */
 } execmem_block;
 
@@ -169,7 +169,7 @@ typedef struct execmem_event {
 	uint64_t address;
 	uint32_t size;
 	uint32_t time_ms;
-	uint32_t op;       /* enum execmem_event_op */
+	uint32_t op; /* enum execmem_event_op */
 	uint32_t sequence; /* low bits of its number; a reader that finds another was overtaken */
 } execmem_event;
 
@@ -178,32 +178,32 @@ typedef struct execmem_event {
 typedef struct execmem_domain execmem_domain;
 
 typedef struct execmem_options { /* all zero: a child of the root, no limit, anywhere, AUTO */
-	const char *name;       /* shown in reports, at most 63 bytes */
+	const char *name; /* shown in reports, at most 63 bytes */
 	execmem_domain *parent; /* NULL: the root */
-	uint64_t limit;         /* bytes of rounded block sizes, 0: none */
-	uint64_t window;        /* bytes of address space, 0: 2 GB; 2 MB .. 8 GB */
-	uint64_t near_address;  /* 0: anywhere; else all of the window is within `reach` of it */
-	uint64_t reach;         /* bytes either way, 0: 2 GB - 1 MB */
-	int32_t fallback;       /* 1: when nothing is within reach take any address, else EXECMEM_EWINDOW */
-	int32_t write_mode;     /* enum execmem_write_mode */
-	int32_t small_pages;    /* 1: never ask for 2 MB pages */
+	uint64_t limit; /* bytes of rounded block sizes, 0: none */
+	uint64_t window; /* bytes of address space, 0: 2 GB; 2 MB .. 8 GB */
+	uint64_t near_address; /* 0: anywhere; else all of the window is within `reach` of it */
+	uint64_t reach; /* bytes either way, 0: 2 GB - 1 MB */
+	int32_t fallback; /* 1: when nothing is within reach take any address, else EXECMEM_EWINDOW */
+	int32_t write_mode; /* enum execmem_write_mode */
+	int32_t small_pages; /* 1: never ask for 2 MB pages */
 	int32_t reserved;
 } execmem_options;
 
 typedef struct execmem_stats {
 	uint64_t live_blocks;
-	uint64_t live_bytes;      /* as asked for */
-	uint64_t used_bytes;      /* rounded */
-	uint64_t charged_bytes;   /* with children */
-	uint64_t limit;           /* UINT64_MAX: none */
-	uint64_t resident_bytes;  /* of packs, as the kernel counts it now */
-	uint64_t huge_bytes;      /* of packs, mapped by 2 MB entries, as the kernel tells now */
-	uint64_t ledger_bytes;    /* resident bytes of the bookkeeping, as the kernel counts it now */
+	uint64_t live_bytes; /* as asked for */
+	uint64_t used_bytes; /* rounded */
+	uint64_t charged_bytes; /* with children */
+	uint64_t limit; /* UINT64_MAX: none */
+	uint64_t resident_bytes; /* of packs, as the kernel counts it now */
+	uint64_t huge_bytes; /* of packs, mapped by 2 MB entries, as the kernel tells now */
+	uint64_t ledger_bytes; /* resident bytes of the bookkeeping, as the kernel counts it now */
 	uint64_t packs;
-	uint64_t full_packs;      /* packs wholly mapped, spans included */
-	uint64_t huge_packs;      /* of those, how many are one 2 MB entry now */
-	uint64_t vmas;            /* mappings in this domain's address ranges, guards included */
-	uint64_t largest_free;    /* bytes of the longest free run of a text pack */
+	uint64_t full_packs; /* packs wholly mapped, spans included */
+	uint64_t huge_packs; /* of those, how many are one 2 MB entry now */
+	uint64_t vmas; /* mappings in this domain's address ranges, guards included */
+	uint64_t largest_free; /* bytes of the longest free run of a text pack */
 	uint64_t allocs;
 	uint64_t frees;
 	uint64_t fills;
@@ -213,10 +213,10 @@ typedef struct execmem_stats {
 	uint64_t collapses;
 	uint64_t collapse_failures;
 	uint64_t refusals;
-	uint64_t window;          /* address */
+	uint64_t window; /* address */
 	uint64_t window_bytes;
 	uint32_t write_mode;
-	uint32_t far;             /* 1: nothing was within reach and the fallback was taken */
+	uint32_t far; /* 1: nothing was within reach and the fallback was taken */
 	uint32_t domain;
 	uint32_t parent;
 } execmem_stats;
@@ -225,7 +225,7 @@ typedef struct execmem_info { /* what execmem_find tells of a block */
 	uint64_t address;
 	uint64_t size;
 	uint64_t rounded; /* bytes it occupies */
-	uint64_t pack;    /* number of its pack in the window */
+	uint64_t pack; /* number of its pack in the window */
 	uint32_t born_ms;
 	uint32_t state;
 	uint32_t kind;
@@ -236,7 +236,7 @@ typedef struct execmem_info { /* what execmem_find tells of a block */
 /* The three calls of the kernel, on the root domain, kind text. */
 void *execmem_alloc(size_t size, size_t align); /* NULL: execmem_error_code() tells */
 int execmem_fill(void *dst, const void *src, size_t len); /* within one block, of any domain and kind */
-int execmem_free(void *address);                /* a block of any domain; NULL is refused as foreign */
+int execmem_free(void *address); /* a block of any domain; NULL is refused as foreign */
 
 /* The same on a domain (NULL: the root). `name` may be NULL. What is given out holds traps (text) or zeros (rodata, data). */
 int execmem_alloc_in(execmem_domain *domain, int kind, size_t size, size_t align, const char *name, void **out);
@@ -258,10 +258,10 @@ int execmem_find(const void *address, execmem_info *out); /* any byte of a block
 
 int execmem_domain_open(const execmem_options *options, execmem_domain **out);
 int execmem_domain_close(execmem_domain *domain, int force); /* force: live blocks and children go with it */
-execmem_domain *execmem_domain_root(void);                   /* opened on first use; NULL: execmem_error_code() */
+execmem_domain *execmem_domain_root(void); /* opened on first use; NULL: execmem_error_code() */
 int execmem_domain_limit(execmem_domain *domain, uint64_t limit); /* bytes, UINT64_MAX: none; below what is charged is allowed */
 int execmem_domain_stats(execmem_domain *domain, execmem_stats *out); /* asks the kernel: microseconds a pack */
-const execmem_header *execmem_domain_ledger(execmem_domain *domain);  /* readable until the domain closes */
+const execmem_header *execmem_domain_ledger(execmem_domain *domain); /* readable until the domain closes */
 const char *execmem_domain_check(execmem_domain *domain); /* NULL: lawful, else the broken law; walks everything */
 
 int execmem_error_code(void);

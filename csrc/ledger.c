@@ -165,13 +165,12 @@ execmem_block *em_ledger_add_block(struct em_ledger *l, uint32_t pack, uint32_t 
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
 	uint32_t group = first / 64;
-	uint32_t count = (uint32_t)__builtin_popcountll(maps->bits.group[group].head) - 1; /* of the records that are there */
+	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that are there */
 	execmem_block *block;
 
 	if (count == extent_size(maps->extent_class[group]) &&
 	    !move_extent(l, maps, group, count, (uint8_t)(maps->extent_class[group] + 1))) {
-		em_error_set(EXECMEM_ENOMEM, "the ledger's table of %u block records is full; open another domain.",
-		             l->header->blocks_max);
+		em_error_set(EXECMEM_ENOMEM, "the ledger's table of %u block records is full; open another domain.", l->header->blocks_max);
 		return NULL;
 	}
 	block = em_ledger_block(l, pack, first);
@@ -184,7 +183,7 @@ void em_ledger_drop_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
 	execmem_block *block = em_ledger_block(l, pack, first);
 	uint32_t group = first / 64;
-	uint32_t count = (uint32_t)__builtin_popcountll(maps->bits.group[group].head) - 1; /* of the records that stay */
+	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that stay */
 	execmem_block *last = &l->blocks[maps->extent[group] + count];
 	uint8_t cls = maps->extent_class[group];
 
@@ -352,7 +351,7 @@ static const char *check_extents(const struct em_ledger *l)
 		if (l->packs[pack].state == EXECMEM_PACK_ABSENT || l->packs[pack].state == EXECMEM_PACK_SPAN_TAIL)
 			continue;
 		for (uint32_t group = 0; group < EXECMEM_PACK_WORDS; group++) {
-			uint32_t heads = (uint32_t)__builtin_popcountll(maps->bits.group[group].head);
+			uint32_t heads = em_count(maps->bits.group[group].head);
 
 			if (heads > extent_size(maps->extent_class[group]) || (heads == 0) != (maps->extent_class[group] == 0))
 				return "a group's extent does not fit its blocks";
@@ -378,7 +377,7 @@ const char *em_ledger_check(const struct em_ledger *l)
 	for (uint32_t page = 0; page < h->names_top / CELLS; page++) {
 		const struct name_page *p = page_at(l, page);
 
-		cells_used += CELLS - 1u - (uint32_t)__builtin_popcountll(p->free[0]) - (uint32_t)__builtin_popcountll(p->free[1]);
+		cells_used += CELLS - 1u - em_count(p->free[0]) - em_count(p->free[1]);
 	}
 	return cells_used == l->names_live ? check_extents(l) : "names_live does not count the cells in use";
 }

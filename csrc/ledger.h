@@ -80,7 +80,7 @@ static inline execmem_block *em_ledger_block(const struct em_ledger *ledger, uin
 	const struct em_ledger_maps *maps = em_ledger_maps_of(ledger, pack);
 	uint64_t before = maps->bits.group[first / 64].head & ((1ull << first % 64) - 1);
 
-	return &ledger->blocks[maps->extent[first / 64] + (uint64_t)__builtin_popcountll(before)];
+	return &ledger->blocks[maps->extent[first / 64] + em_count(before)];
 }
 
 static inline void em_ledger_event(struct em_ledger *ledger, uint32_t op, uint64_t address, uint64_t size, uint32_t ms)

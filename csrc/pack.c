@@ -339,8 +339,8 @@ static const char *check_words(struct em_pack p)
 			return "the summary of free words does not match";
 		if ((m->some_head[w / 64] >> w % 64 & 1) != (m->group[w].head != 0))
 			return "the summary of heads does not match";
-		used += (uint32_t)__builtin_popcountll(m->group[w].used);
-		heads += (uint32_t)__builtin_popcountll(m->group[w].head);
+		used += em_count(m->group[w].used);
+		heads += em_count(m->group[w].head);
 	}
 	if (used != p.record->used_chunks + (CHUNKS - p.record->usable_chunks))
 		return "used_chunks does not count the used bits";

@@ -60,7 +60,6 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		.live_blocks = h->live_blocks,
 		.live_bytes = h->live_bytes,
 		.used_bytes = h->used_bytes,
-		.charged_bytes = __atomic_load_n(&h->charged_bytes, __ATOMIC_RELAXED),
 		.limit = h->limit,
 		.packs = h->packs_live,
 		.largest_free = largest_free(d),
@@ -82,6 +81,7 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 	};
 	ask_kernel(d, out);
 	em_domain_leave(d);
+	out->charged_bytes = em_domain_charged(d);
 	return 0;
 }
 
@@ -218,7 +218,7 @@ const char *execmem_domain_check(execmem_domain *domain)
 	if (em_domain_enter(domain, &d) < 0)
 		return execmem_error_text();
 	broken = check_all(d);
-	if (!broken && __atomic_load_n(&d->ledger.header->charged_bytes, __ATOMIC_RELAXED) < d->ledger.header->used_bytes)
+	if (!broken && d->limited && __atomic_load_n(&d->ledger.header->charged_bytes, __ATOMIC_RELAXED) < d->ledger.header->used_bytes)
 		broken = "less is charged than is used";
 	em_domain_leave(d);
 	return broken;

@@ -30,6 +30,14 @@ static char test_context[256]; /* what a failure was about: printed with it */
 		}                                                                                                                          \
 	} while (0)
 
+/* The first argument as a number; without one, `full`, or `little` where EXECMEM_TEST_SHORT is set (under valgrind). */
+static inline int test_amount(int argc, char **argv, int full, int little)
+{
+	if (argc > 1)
+		return atoi(argv[1]);
+	return getenv("EXECMEM_TEST_SHORT") ? little : full;
+}
+
 static inline uint64_t test_random(uint64_t *state) /* xorshift64*, Marsaglia and Vigna */
 {
 	*state ^= *state >> 12;

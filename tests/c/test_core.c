@@ -1,6 +1,6 @@
 /* test_core: random work on every write mode against a model, limits, spans, trees, and each error with its code.
  *
- * usage: test_core [operations per mode], 20,000 when not given.
+ * usage: test_core [operations per mode]
  */
 #include "test.h"
 
@@ -242,7 +242,7 @@ static void near(void)
 
 int main(int argc, char **argv)
 {
-	int operations = argc > 1 ? atoi(argv[1]) : 20000;
+	int operations = test_amount(argc, argv, 20000, 400);
 
 	errors();
 	tree();
