@@ -4,6 +4,7 @@
  *     cc -O2 -o build/pack_making benchmarks/pack_making.c && build/pack_making > benchmarks/results/pack_making.json
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,6 @@
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
-#include <fcntl.h>
 
 enum { PACK = 2 << 20, UNIT = 65536, ROUNDS = 41, COLLAPSE = 25, POPULATE_READ = 22 };
 

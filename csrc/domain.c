@@ -29,7 +29,7 @@ static uint32_t domain_numbers;
 static struct em_index_atlas atlas;
 static uint8_t traps[EM_MAP_BLANK];
 static bool started;
-static int auto_mode; /* the mode AUTO found, 0: not yet */
+static int auto_mode; /* the first choice, once it was seen to work; 0: not yet */
 uint32_t em_domain_forks;
 
 /* ---- the start, and forks ---- */
@@ -593,7 +593,9 @@ static int choose_mode(int asked, int *out)
 		int err = em_map_works(order[i], traps);
 
 		if (err == 0) {
-			*out = auto_mode = order[i];
+			*out = order[i];
+			if (i == 0) /* a fallback is looked at again: what refused may have been passing */
+				auto_mode = order[i];
 			return 0;
 		}
 		if (i == 0) {

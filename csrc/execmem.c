@@ -346,7 +346,8 @@ int execmem_fill(void *dst, const void *src, size_t len)
 		err = em_error_set(EXECMEM_EINVAL, "the source is NULL.");
 	if (EM_LIKELY(err == 0 && len > 0)) {
 		err = write_locked(d, &at, address, src, len);
-		em_ledger_event(&d->ledger, EXECMEM_EVENT_FILL, address, len, em_domain_ms(d));
+		if (EM_LIKELY(err == 0))
+			em_ledger_event(&d->ledger, EXECMEM_EVENT_FILL, address, len, em_domain_ms(d));
 	}
 	if (EM_UNLIKELY(err < 0))
 		refuse(d, err);
@@ -613,7 +614,7 @@ static int check_fill(execmem_domain *d, uint64_t dst, uint64_t size, struct pla
 	              : em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)dst,
 	                             d->ledger.header->name);
 
-	if (err == 0 && dst + size > at->block->address + at->block->size)
+	if (err == 0 && (dst > at->block->address + at->block->size || size > at->block->address + at->block->size - dst))
 		err = em_error_set(EXECMEM_EBOUNDS, "writing %llu bytes at %#llx would leave its block of %u bytes at %#llx.",
 		                   (unsigned long long)size, (unsigned long long)dst, at->block->size,
 		                   (unsigned long long)at->block->address);

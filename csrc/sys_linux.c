@@ -488,7 +488,7 @@ static int smaps_line(void *arg, const char *line)
 
 int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *out)
 {
-	struct page_region regions[64];
+	struct page_region regions[64] = {{0}}; /* zeroed for memcheck, which does not know the call */
 	struct pagemap_scan scan = {
 		.size = sizeof scan,
 		.start = (uintptr_t)at,

@@ -150,6 +150,9 @@ static void errors(void)
 	EXPECT(execmem_fill(block, &byte, 1) == 0);
 	EXPECT(execmem_alloc_many(d, 0, 2, two, 16, NULL, addresses) == EXECMEM_EINVAL && execmem_error_index() == 1);
 	addresses[0] = addresses[1] = (uintptr_t)block;
+	two[0] = 0;
+	two[1] = 0 - (uint64_t)(uintptr_t)block + 16; /* an end that wraps to within the block */
+	EXPECT(execmem_fill_many(d, 1, addresses, &byte, two) == EXECMEM_EBOUNDS && execmem_error_index() == 0);
 	EXPECT(execmem_free_many(d, 2, addresses) == EXECMEM_EFREED && execmem_error_index() == 1);
 	EXPECT_LAWFUL(d);
 	EXPECT(execmem_domain_close(d, 0) == EXECMEM_EBUSY);

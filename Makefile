@@ -1,0 +1,129 @@
+# Verbs for those who work on execmem. Everything made lies in build/ and .venv/.
+#
+#   make build      the C core compiled into execmem/, and the package installed from this tree into .venv
+#   make test       C tests and Python tests          make test-c   C tests only, asserts on
+#   make asan       both under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make valgrind   C tests, short, under memcheck    make lint     every formatter and checker
+#   make bench      the benchmarks                    make format   lay the source out as lint wants it
+#   make clean
+#
+# VENV=dir takes another virtual environment; TESTS='tests/test_x.py -k y' narrows what test and asan run.
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CC ?= gcc
+TESTS ?=
+BUILD := build
+
+CORE := $(sort $(wildcard csrc/*.c arch/*.c arch/*/*.c csrc/*.S arch/*/*.S))
+C_TESTS := $(sort $(wildcard tests/c/test_*.c))
+C_SHARED := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
+C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
+INPUTS := $(CORE) $(wildcard csrc/*.h arch/*.h arch/*/*.h) csrc/cffi_build.py setup.py pyproject.toml
+
+CPPFLAGS_ALL := -D_GNU_SOURCE -Icsrc -Iarch
+CFLAGS_ALL := -std=c11 -pthread -g -Wall -Wextra -Wundef -Wshadow -Werror -MMD -MP
+CFLAGS_debug := -O1 -DEM_DEBUG=1 -fno-omit-frame-pointer
+CFLAGS_asan := $(CFLAGS_debug) -fsanitize=address,undefined -fno-sanitize-recover=all
+LDFLAGS_asan := -fsanitize=address,undefined
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: build test test-c asan asan-c asan-python valgrind bench lint format clean
+
+# ---- the package ----
+
+INSTALLED := $(VENV)/.execmem-installed
+
+build: $(INSTALLED)
+
+$(PY):
+	python3 -m venv $(VENV)
+
+# An editable install: Python files are used where they lie, and the core is compiled into execmem/.
+$(INSTALLED): $(INPUTS) | $(PY)
+	$(PY) -m pip install -q -e '.[test,dev]'
+	@touch $@
+
+test: build test-c
+	$(PY) -m pytest $(TESTS)
+
+bench: build
+	$(PY) -m pytest benchmarks
+
+# ---- C tests: one program for each tests/c/test_*.c, linked with the whole core; objects are kept by flavour ----
+
+define flavour
+objects_$(1) := $$(patsubst %,$$(BUILD)/c/$(1)/%.o,$$(CORE) $$(C_SHARED))
+programs_$(1) := $$(patsubst tests/c/%.c,$$(BUILD)/c/$(1)/%,$$(C_TESTS))
+
+$$(BUILD)/c/$(1)/%.o: % Makefile
+	@mkdir -p $$(@D)
+	@echo '  $$(CC) $(1) $$<'
+	@$$(CC) $$(CPPFLAGS_ALL) $$(CFLAGS_ALL) $$(CFLAGS_$(1)) $$(CFLAGS) -c $$< -o $$@
+
+$$(programs_$(1)): $$(BUILD)/c/$(1)/%: $$(BUILD)/c/$(1)/tests/c/%.c.o $$(objects_$(1))
+	@$$(CC) -pthread $$(LDFLAGS_$(1)) $$^ -o $$@ -lm
+
+-include $$(patsubst %.o,%.d,$$(objects_$(1)) $$(patsubst %,$$(BUILD)/c/$(1)/%.o,$$(C_TESTS)))
+endef
+$(eval $(call flavour,debug))
+$(eval $(call flavour,asan))
+.SECONDARY:
+
+# $(call run_each,programs,prefix): runs all of them, tells the failed ones, fails if there was one.
+define run_each
+	@failed=; for program in $(1); do \
+		echo "$$program"; $(2) $$program || failed="$$failed $$program"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+endef
+
+test-c: $(programs_debug)
+	$(call run_each,$^,)
+
+asan-c: $(programs_asan)
+	$(call run_each,$^,EXECMEM_TEST_SHORT=1 ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1)
+
+# memcheck reads code once unless told that it changes under it. EXECMEM_TEST_SHORT asks the programs for fewer rounds.
+valgrind: $(programs_debug)
+	$(call run_each,$^,EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1 \
+		--leak-check=full --errors-for-leak-kinds=definite)
+
+# ---- Python tests on a sanitized core: a copy of the tree with its own _core, the runtime preloaded ----
+
+ASAN_TREE := $(BUILD)/asan
+ASAN_ENV = EXECMEM_SANITIZE=address,undefined EXECMEM_DEBUG=1
+# libstdc++ too, or the runtime does not find the exceptions of C++ extensions that Python loads later.
+ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
+
+asan: asan-c asan-python
+
+# Python itself never frees all it has, so leaks are looked for in the C tests only. Some tests die of SIGSEGV on purpose.
+asan-python: build
+	@mkdir -p $(ASAN_TREE)
+	@for old in $(ASAN_TREE)/*; do case "$$old" in */build) ;; *) rm -rf "$$old" ;; esac; done
+	@tar -cf - --exclude='./build' --exclude='./.venv' --exclude='./.git' --exclude='*.so' --exclude='__pycache__' \
+		--exclude='./.*_cache' . | tar -xf - -C $(ASAN_TREE)
+	cd $(ASAN_TREE) && $(ASAN_ENV) $(abspath $(PY)) setup.py -q build_ext --inplace
+	cd $(ASAN_TREE) && $(ASAN_ENV) LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH=. \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		HYPOTHESIS_STORAGE_DIRECTORY=.hypothesis \
+		$(abspath $(PY)) -m pytest -p no:cacheprovider -m 'not unsanitized' --benchmark-skip $(TESTS)
+
+# ---- style ----
+
+lint: build
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_STYLED)
+
+format: build
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix-only .
+	$(VENV)/bin/clang-format -i $(C_STYLED)
+
+clean:
+	rm -rf $(BUILD) $(INSTALLED) dist *.egg-info execmem/*.so execmem/_core.c .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

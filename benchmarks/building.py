@@ -1,0 +1,169 @@
+"""Build the C harness with the system's compiler into ``build/bench``, and talk to its driver.
+
+A peer whose library is not installed is left out; the reason is kept and told. Nothing is compiled again while the
+sources, the compiler and the libraries found stay the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ROOT / "benchmarks"
+OUT = ROOT / "build" / "bench"
+
+CORE = ("csrc/*.c", "csrc/*.S", "arch/*.c", "arch/*.S", "arch/*/*.c", "arch/*/*.S")
+HEADERS = ("csrc/*.h", "arch/*.h", "arch/*/*.h", "benchmarks/harness/*.h")
+COMMON = ["-O2", "-g", "-fPIC", "-pthread", "-D_GNU_SOURCE", "-Icsrc", "-Iarch", "-Ibenchmarks"]
+STRICT = ["-Wall", "-Wextra", "-Wundef", "-Wshadow"]
+C_FLAGS = [*COMMON, *STRICT, "-std=c11"]
+CXX_FLAGS = [*COMMON, "-Wall", "-Wextra", "-std=c++17"]
+
+ASMJIT_PROBE = "#include <asmjit/core.h>\nint main() { asmjit::JitAllocator a; return a.blockSize() == 0; }\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Harness:
+    """What was built, and what was left out and why."""
+
+    driver: Path
+    pack_design: Path
+    missing: dict[str, str]
+    compilers: dict[str, str]
+
+
+def compiler(variable: str, default: str) -> list[str]:
+    return shlex.split(os.environ.get(variable, default))
+
+
+def version_of(command: list[str]) -> str:
+    try:
+        run = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "not found"
+    return run.stdout.splitlines()[0]
+
+
+def find(*patterns: str) -> list[Path]:
+    return sorted(path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def call(command: list[str]) -> None:
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if run.returncode != 0:
+        message = f"{shlex.join(command)}\n{run.stderr}"
+        raise RuntimeError(message)
+
+
+def probe_asmjit(cxx: list[str]) -> str | None:
+    """Return why AsmJit cannot be used, or None."""
+    if version_of(cxx) == "not found":
+        return f"no C++ compiler: {shlex.join(cxx)} is not found"
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "probe.cpp"
+        source.write_text(ASMJIT_PROBE, encoding="utf-8")
+        command = [*cxx, "-std=c++17", str(source), "-o", str(Path(scratch) / "probe"), "-lasmjit"]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if run.returncode == 0 else "AsmJit is not installed (Debian: apt install libasmjit-dev)"
+
+
+def state(sources: list[Path], *words: object) -> str:
+    digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode())
+    for path in sources:
+        digest.update(str(path).encode() + b"\0" + (ROOT / path).read_bytes())
+    return digest.hexdigest()
+
+
+def compile_all(sources: list[Path], cc: list[str], cxx: list[str], defines: list[str]) -> dict[Path, str]:
+    """Compile each source, return its object."""
+    objects: dict[Path, str] = {}
+    for path in sources:
+        target = OUT / (str(path).replace("/", "_") + ".o")
+        tool = [*cxx, *CXX_FLAGS] if path.suffix == ".cpp" else [*cc, *C_FLAGS]
+        hidden = [] if path.parts[0] == "benchmarks" else ["-fvisibility=hidden"]
+        call([*tool, *hidden, *defines, "-c", str(path), "-o", str(target)])
+        objects[path] = str(target)
+    return objects
+
+
+def build() -> Harness:
+    """Build what is not up to date."""
+    cc, cxx = compiler("CC", "cc"), compiler("CXX", "c++")
+    compilers = {"c": version_of(cc), "c++": version_of(cxx)}
+    why = probe_asmjit(cxx)
+    missing = {"asmjit": why} if why else {}
+    core = find(*CORE)
+    harness = [p for p in find("benchmarks/harness/*.c", "benchmarks/harness/*.cpp") if not why or p.suffix == ".c"]
+    design = Path("benchmarks/pack_design.c")
+    built = Harness(OUT / "driver", OUT / "pack_design", missing, compilers)
+    now = state([*core, *harness, design, *find(*HEADERS)], cc, cxx, compilers, why, C_FLAGS, CXX_FLAGS)
+    stamp = OUT / "state"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == now:
+        return built
+    OUT.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    objects = compile_all([*core, *harness, design], cc, cxx, ["-DBENCH_EXECMEM", *([] if why else ["-DBENCH_ASMJIT"])])
+    link, libraries = (cc, ["-lm"]) if why else (cxx, ["-lasmjit", "-lm"])
+    call([*link, "-pthread", *(objects[path] for path in [*core, *harness]), *libraries, "-o", str(built.driver)])
+    mix = objects[Path("benchmarks/harness/mix.c")]
+    call(
+        [*cc, "-pthread", objects[design], mix, *(objects[path] for path in core), "-lm", "-o", str(built.pack_design)]
+    )
+    stamp.write_text(now, encoding="utf-8")
+    return built
+
+
+class Bench:
+    """One peer with its population, in a process of its own that answers on pipes."""
+
+    def __init__(self, harness: Harness, peer: str, mix: str, live: int) -> None:
+        """Grow and age the population; RuntimeError says why that failed."""
+        command = [str(harness.driver), "--serve", "--peers", peer, "--mix", mix, "--live", str(live)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+
+    def _answer(self) -> str:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        word, _, rest = line.strip().partition(" ")
+        if word != "ok":
+            self.close()
+            raise RuntimeError(rest or "the driver died")
+        return rest
+
+    def _ask(self, order: str) -> str:
+        if self._process.stdin:
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def draw(self, cycles: int) -> None:
+        """Decide what the next `cycles` cycles free and place."""
+        self._ask(f"draw {cycles}")
+
+    def run(self) -> float:
+        """Run what was drawn; nanoseconds, as the driver's clock saw it."""
+        return float(self._ask("run"))
+
+    def wrong(self) -> int:
+        """Count live blocks that do not hold what was written."""
+        return int(self._ask("verify"))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def driver_lines(command: list[str]) -> list[dict[str, object]]:
+    """Run a program of the harness that prints JSON objects, one a line."""
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        message = f"{shlex.join(command)} ended with {run.returncode}: {run.stderr}"
+        raise RuntimeError(message)
+    return [json.loads(line) for line in run.stdout.splitlines()]

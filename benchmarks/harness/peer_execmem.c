@@ -1,0 +1,57 @@
+/* peer_execmem: the library itself through its C door, one peer for each write mode. */
+#include "execmem.h"
+#include "peer.h"
+
+#include <stdio.h>
+
+enum { CODE_ALIGN = 16 };
+
+static void *execmem_open(const struct peer *self, const struct peer_plan *plan, char why[PEER_WHY])
+{
+	execmem_options options = {.name = "bench", .write_mode = self->variant};
+	execmem_domain *domain = NULL;
+
+	(void)plan;
+	if (execmem_domain_open(&options, &domain) != 0)
+		snprintf(why, PEER_WHY, "%s", execmem_error_text());
+	return domain;
+}
+
+static int place(void *state, const void *code, size_t size, struct span *out)
+{
+	return execmem_place(state, EXECMEM_TEXT, code, size, CODE_ALIGN, NULL, &out->code);
+}
+
+static int alloc(void *state, size_t size, struct span *out)
+{
+	return execmem_alloc_in(state, EXECMEM_TEXT, size, CODE_ALIGN, NULL, &out->code);
+}
+
+static int fill(void *state, const struct span *at, const void *code, size_t size)
+{
+	(void)state;
+	return execmem_fill(at->code, code, size);
+}
+
+static int release(void *state, const struct span *at, size_t size)
+{
+	(void)size;
+	return execmem_free_in(state, at->code);
+}
+
+static void execmem_close(void *state)
+{
+	execmem_domain_close(state, 1);
+}
+
+#define EXECMEM(mode)                                                                                                              \
+	.executable = 1, .traps = 1, .holds = 1, .variant = (mode), .open = execmem_open, .place = place, .alloc = alloc,              \
+	.write = fill, .free = release, .close = execmem_close
+
+const struct peer peers_execmem[] = {
+	{.name = "execmem-alias", .about = "execmem, a second writable view", EXECMEM(EXECMEM_MODE_ALIAS)},
+	{.name = "execmem-syscall", .about = "execmem, written with pwrite", EXECMEM(EXECMEM_MODE_SYSCALL)},
+	{.name = "execmem-procmem", .about = "execmem, written through /proc/self/mem", EXECMEM(EXECMEM_MODE_PROCMEM)},
+	{.name = "execmem-flip", .about = "execmem, whole packs turned writable and back", EXECMEM(EXECMEM_MODE_FLIP)},
+	{0},
+};

@@ -1,0 +1,93 @@
+"""execmem: executable memory for programs that make machine code at run time.
+
+Many small blobs of code share 2 MB packs. Memory that can be executed is never writable through the same view, and what
+is free holds traps.
+
+>>> import execmem
+>>> with execmem.Domain("plugins", limit="64M") as domain:
+...     block = domain.place(bytes.fromhex("488d4707c3"), name="add7")  # lea rax, [rdi + 7]; ret
+...     block.function("i64(i64)")(35) if execmem.arch() == "x86_64" else 42
+42
+
+Audit events (``sys.addaudithook``): ``execmem.alloc`` (number of the domain, size, align), ``execmem.fill`` (address,
+length; the address is None when the block is made in the same call), ``execmem.free`` (address). A batch raises one of
+each, with sizes summed and addresses as an array.
+"""
+
+from execmem.domain import Block, Blocks, Domain, Stats, default_domain
+from execmem.errors import (
+    BlockBusyError,
+    BoundsError,
+    BrokenLawError,
+    BusyError,
+    ClosedError,
+    DoubleFreeError,
+    ExecDeniedError,
+    ExecmemError,
+    ForkedError,
+    FreedAddressError,
+    InteriorAddressError,
+    InvalidAddressError,
+    InvalidArgumentError,
+    LimitError,
+    OutOfMemoryError,
+    OutOfWindowError,
+    SystemCallError,
+    UnsupportedError,
+)
+from execmem.function import Function
+from execmem.memory import (
+    LIBC,
+    Info,
+    arch,
+    execmem_alloc,
+    execmem_alloc_many,
+    execmem_fill,
+    execmem_fill_many,
+    execmem_free,
+    execmem_free_many,
+    execmem_place_many,
+    find,
+    probe,
+    sync,
+)
+
+__all__ = [
+    "LIBC",
+    "Block",
+    "BlockBusyError",
+    "Blocks",
+    "BoundsError",
+    "BrokenLawError",
+    "BusyError",
+    "ClosedError",
+    "Domain",
+    "DoubleFreeError",
+    "ExecDeniedError",
+    "ExecmemError",
+    "ForkedError",
+    "FreedAddressError",
+    "Function",
+    "Info",
+    "InteriorAddressError",
+    "InvalidAddressError",
+    "InvalidArgumentError",
+    "LimitError",
+    "OutOfMemoryError",
+    "OutOfWindowError",
+    "Stats",
+    "SystemCallError",
+    "UnsupportedError",
+    "arch",
+    "default_domain",
+    "execmem_alloc",
+    "execmem_alloc_many",
+    "execmem_fill",
+    "execmem_fill_many",
+    "execmem_free",
+    "execmem_free_many",
+    "execmem_place_many",
+    "find",
+    "probe",
+    "sync",
+]

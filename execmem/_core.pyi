@@ -1,0 +1,6 @@
+"""What type checkers see of the compiled core; its real declarations are csrc/execmem.h."""
+
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,207 @@
+"""cli: what people run. One table names every command; a new one is a line in it.
+
+    execmem demo      real machine code in 2 MB packs, every result checked
+    execmem doctor    what works on this machine, and why what does not does not
+
+A command is two functions: one declares its options, one runs it and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import execmem
+from execmem import demo
+from execmem.draw import Paint, tell_bytes, text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+TRIAL_BLOCK = 256 << 10
+TRIAL_BLOCKS = 32  # 8 MB: a few full packs, gone again in milliseconds
+HUGE_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+INTERRUPTED = 130  # what shells report for SIGINT
+
+
+# ---- doctor ----
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing doctor looked at; `good` is None for what is only told."""
+
+    topic: str
+    text: str
+    good: bool | None = None
+
+
+def probe_mode(mode: str | None) -> str | None:
+    """Return the error a domain of this write mode would meet here, or None when it works."""
+    try:
+        execmem.probe(mode)
+    except execmem.ExecmemError as error:
+        return str(error)
+    return None
+
+
+def find_modes() -> list[Finding]:
+    """Try every write mode, and the automatic choice among them."""
+    findings = []
+    for mode in demo.MODES:
+        error = probe_mode(mode)
+        findings.append(Finding(f"mode {mode}", error or demo.MODE_NOTES[mode], error is None))
+    return findings
+
+
+def find_trial() -> list[Finding]:
+    """Place 8 MB in a domain of its own and read what the kernel made of it."""
+    try:
+        with execmem.Domain("doctor") as domain:
+            blocks = domain.place_many([b"\0" * TRIAL_BLOCK] * TRIAL_BLOCKS)
+            stats = domain.stats()
+            del blocks
+    except execmem.ExecmemError as error:
+        return [Finding("default", f"no domain can be used: {error}", good=False)]
+    huge = f"{stats.huge_packs} of {stats.full_packs} full packs are one 2 MB entry"
+    if stats.huge_packs < stats.full_packs:
+        huge += f"; {stats.collapse_failures} collapses failed, the rest works on 4 KB pages"
+    return [
+        Finding("default", f"write mode {stats.write_mode}", good=True),
+        Finding("2 MB pages", huge, good=stats.full_packs > 0 and stats.huge_packs == stats.full_packs),
+        Finding("trial", f"{tell_bytes(stats.live_bytes)} placed, {tell_bytes(stats.resident_bytes)} resident"),
+    ]
+
+
+def find_sync() -> Finding:
+    """Ask whether other threads can be made to see new code."""
+    try:
+        execmem.sync()
+    except execmem.ExecmemError as error:
+        return Finding("sync", str(error), good=False)
+    return Finding("sync", "every thread can be made to see new code (membarrier)", good=True)
+
+
+def find_settings() -> list[Finding]:
+    """Read what the system says about huge pages; a file that is not there is not available."""
+    findings = []
+    for name in ("enabled", "shmem_enabled"):
+        text = "not available"
+        with contextlib.suppress(OSError):
+            words = (HUGE_SETTINGS / name).read_text(encoding="ascii").split()
+            text = next((word.strip("[]") for word in words if word.startswith("[")), text)
+        findings.append(Finding(f"thp {name.removesuffix('enabled').strip('_') or 'anon'}", text))
+    return findings
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return importlib.metadata.version("execmem")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def examine() -> list[Finding]:
+    """Return everything doctor finds. Cost: some ten milliseconds, most of them for the trial."""
+    forced = os.environ.get("EXECMEM_WRITE_MODE")
+    arch = execmem.arch()
+    system = f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}"
+    return [
+        Finding("execmem", version()),
+        Finding("system", system),
+        Finding("CPU room", arch if arch != "none" else f"none: {platform.machine()} is not supported", arch != "none"),
+        *find_modes(),
+        *([Finding("forced", f"EXECMEM_WRITE_MODE={forced}, for the default domain")] if forced else []),
+        *find_trial(),
+        find_sync(),
+        *find_settings(),
+    ]
+
+
+def usable(findings: Sequence[Finding]) -> bool:
+    """Tell whether execmem can be used: the trial of a default domain went well. Other things may be missing."""
+    return any(finding.topic == "default" and finding.good for finding in findings)
+
+
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``execmem doctor``."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what works here; 0 when a domain can be opened and used."""
+    findings = examine()
+    good = usable(findings)
+    if options.json:
+        rows = [{"topic": finding.topic, "text": finding.text, "good": finding.good} for finding in findings]
+        print(json.dumps({"usable": good, "findings": rows}, indent=2))
+        return 0 if good else 1
+    paint = Paint.of(sys.stdout)
+    width = text_width()
+    print(paint.head("execmem doctor"))
+    print(paint.rule(width))
+    for finding in findings:
+        mark = {True: paint.good("yes"), False: paint.bad("no "), None: "   "}[finding.good]
+        first, *more = textwrap.wrap(finding.text, width - 19) or [""]
+        print(f"{finding.topic:<14} {mark} {first}")
+        for line in more:
+            print(f"{'':<18} {line}")
+    return 0 if good else 1
+
+
+# ---- the table of commands ----
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its name, one line about it, what declares its options and what runs it."""
+
+    name: str
+    summary: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = (
+    Command("demo", "place, call and free 100,000 functions of real machine code", demo.add_arguments, demo.run),
+    Command("doctor", "tell what works on this machine, and why what does not", doctor_arguments, doctor),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands in the table."""
+    parser = argparse.ArgumentParser(prog="execmem", description="Executable memory in 2 MB packs.")
+    parser.add_argument("--version", action="version", version=f"execmem {version()}")
+    names = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = names.add_parser(command.name, help=command.summary, description=f"{command.summary.capitalize()}.")
+        command.arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 well, 1 not, 2 wrong usage."""
+    options = make_parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except execmem.ExecmemError as error:
+        print(f"execmem {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code

@@ -1,0 +1,867 @@
+"""Domains and the objects that own blocks.
+
+Beside ``csrc/domain.c``. State lives in C; an object here holds a handle.
+
+::
+
+    Domain <--- Block  <--- View (read-only numpy array), Function, a fill in flight
+           <--- Blocks <--- Block
+           <--- Table  (numpy arrays over the ledger)
+
+An arrow is a strong reference, so nothing loses the ground under its feet while it lives:
+
+1. A block is freed when its last reference goes, or by ``free``; that is refused while a view, a callable or a call in
+   flight holds the block.
+2. A domain is closed when its last reference goes, or by ``close``; that is refused, forced or not, while a view, a
+   callable or a table of it lives: unmapping under them would crash the process.
+3. Holders enter a dict under their ``id`` and leave it in ``__del__``. Entering is under ``GATE``, so it cannot pass a
+   ``free`` or a ``close`` on the way; leaving is one ``dict.pop``, which the interpreter does in one piece.
+"""
+
+# ruff: noqa: SLF001 - the classes of this file share their private state
+# ruff: noqa: ANN401 - cffi values have no type
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from operator import index
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex, overload
+
+import numpy as np
+
+from execmem import ledger, memory
+from execmem._core import ffi, lib
+from execmem.errors import (
+    BlockBusyError,
+    BoundsError,
+    BrokenLawError,
+    BusyError,
+    ClosedError,
+    DoubleFreeError,
+    ExecmemError,
+    ForkedError,
+    FreedAddressError,
+    InvalidAddressError,
+    InvalidArgumentError,
+    raise_last,
+)
+from execmem.function import Function
+from execmem.memory import (
+    NULL,
+    OUT_P,
+    VOID_P,
+    WORD,
+    WORD_MAX,
+    parse_bytes,
+    resolve_near,
+    to_bytes,
+    to_kind,
+    to_name,
+    to_size,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from execmem.memory import BytesLike, Libc, Words, WordsLike
+
+GATE: Final = threading.RLock()  # an RLock: a collection inside it may run a __del__ that frees
+GONE: Final = (lib.EXECMEM_ECLOSED, lib.EXECMEM_EFORKED)  # a __del__ that meets these has nothing left to do
+
+
+# ---- holders: what keeps blocks and domains from being unmapped ----
+
+
+def tell_holders(holders: Iterable[str]) -> str:
+    """Return holders as a text such as ``2 views and 1 callable``."""
+    kinds = list(holders)
+    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds)]
+    return " and ".join(counted) or "nothing"
+
+
+class Hold:
+    """A reason why a block must not be freed; it counts for as long as it lives."""
+
+    __slots__ = ("block",)
+
+    def __init__(self, block: Block, what: str) -> None:
+        """Enter the block's and the domain's holders, or raise because the block is gone."""
+        with GATE:
+            block._address_live()
+            self.block = block
+            if block._holders is None:
+                block._holders = {}
+            block._holders[id(self)] = what
+            block.domain._holders[id(self)] = what
+
+    def __del__(self) -> None:
+        """Leave the holders."""
+        block = getattr(self, "block", None)
+        if block is not None:  # else the block was gone and nothing was entered
+            block._holders.pop(id(self), None)
+            block.domain._holders.pop(id(self), None)
+
+
+class View(Hold):
+    """What a numpy array over a block has as its base."""
+
+    __slots__ = ()
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """The bytes of the block, read-only."""
+        block = self.block
+        return {"version": 3, "typestr": "|u1", "shape": (block.size,), "data": (block.address, True)}
+
+
+# ---- blocks ----
+
+
+class Block:
+    """A run of bytes in a domain, freed when the last reference to it goes.
+
+    ``Domain.place`` and ``Domain.alloc`` make it. As a context manager it is freed at the end of the ``with``. It is
+    its address wherever Python takes an integer (``__index__``), so ctypes and cffi take it as it is.
+
+    Attributes
+    ----------
+    address
+        Of the first byte; a multiple of the alignment asked for.
+    size
+        Bytes, as asked for.
+    name
+        What reports call it, or an empty text.
+    kind
+        ``"text"``, ``"rodata"`` or ``"data"``.
+    domain
+        The Domain it belongs to.
+
+    >>> import execmem
+    >>> with execmem.Domain("doc") as domain:
+    ...     block = domain.place(bytes.fromhex("488d4707c3"), name="add7")
+    ...     len(block), block.state, bytes(block).hex()
+    (5, 'filled', '488d4707c3')
+
+    """
+
+    __slots__ = ("__weakref__", "_holders", "_live", "_owner", "_place", "address", "domain", "kind", "name", "size")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - one argument a field
+        self,
+        domain: Domain,
+        address: int,
+        size: int,
+        name: str,
+        kind: str,
+        owner: Blocks | None = None,
+        place: int = 0,
+    ) -> None:
+        """Take over a block that C has given out; users call ``Domain.place`` or ``Domain.alloc``."""
+        self._owner = owner
+        self._place = place
+        self._live = owner is None or bool(owner._live[place])
+        self._holders: dict[int, str] | None = None
+        self.domain = domain
+        self.address = address
+        self.size = size
+        self.name = name
+        self.kind = kind
+
+    def __del__(
+        self,
+        _free: Any = lib.execmem_free_in,
+        _cast: Any = ffi.cast,
+        _pointer: Any = VOID_P,
+        _audit: Any = sys.audit,
+        _fine: tuple[int, ...] = (lib.EXECMEM_OK, *GONE),
+    ) -> None:
+        """Free the block; the defaults are there even when the interpreter has taken the module apart."""
+        if self._live and self._owner is None:
+            self._live = False
+            handle = self.domain._handle
+            if handle is not None:  # else it went with its domain
+                _audit("execmem.free", self.address)
+                code = _free(handle, _cast(_pointer, self.address))
+                if code not in _fine:
+                    raise_last(code, freeing=True)
+
+    def _address_live(self) -> int:
+        """Return the address, or raise because the block is gone."""
+        self.domain._use()
+        if not self._live:
+            message = f"block {self.name!r} at {self.address:#x} was freed"
+            raise FreedAddressError(message)
+        return self.address
+
+    def _refuse_held(self) -> None:
+        """Raise when a view, a callable or a call in flight holds the block."""
+        if self._holders:
+            held = tell_holders(self._holders.copy().values())
+            message = (
+                f"block {self.name!r} at {self.address:#x} is held by {held}; "
+                "drop them first, or drop the block too: it is freed when the last of them goes"
+            )
+            raise BlockBusyError(message)
+
+    def free(self) -> None:
+        """Free the block; it holds traps again at once.
+
+        Cost: about 1 us. Raises ``BlockBusyError`` while a view, a callable or a call in flight holds the block, and
+        ``DoubleFreeError`` when it was freed before.
+        """
+        with GATE:  # claims the block, so that of two threads one frees it
+            self.domain._use()
+            if not self._live:
+                message = f"block {self.name!r} at {self.address:#x} was freed before"
+                raise DoubleFreeError(message)
+            self._refuse_held()
+            if self._owner is not None:
+                self._owner.free([self._place])
+                return
+            sys.audit("execmem.free", self.address)
+            code = lib.execmem_free_in(self.domain._handle, ffi.cast(VOID_P, self.address))
+            if code:
+                raise_last(code, freeing=True)
+            self._live = False
+
+    def fill(self, data: BytesLike, offset: SupportsIndex = 0) -> None:
+        """Write bytes into the block, ``offset`` bytes from its start.
+
+        Cost: see ``execmem.execmem_fill``. Raises ``BoundsError`` when they would leave the block.
+        """
+        source = to_bytes(data)
+        start = to_size(offset, "offset")
+        if start + len(source) > self.size:
+            message = f"{len(source)} bytes at offset {start} would leave block {self.name!r} of {self.size} bytes"
+            raise BoundsError(message)
+        hold = Hold(self, "call in flight")
+        sys.audit("execmem.fill", self.address + start, len(source))
+        code = lib.execmem_fill(ffi.cast(VOID_P, self.address + start), source, len(source))
+        del hold
+        if code:
+            raise_last(code)
+
+    @property
+    def view(self) -> npt.NDArray[np.uint8]:
+        """The bytes as a read-only numpy array, not copied; it keeps the block. Cost: about 2 us."""
+        return np.asarray(View(self, "view"))
+
+    def function(self, signature: str) -> Function:
+        """Return the code as a callable of a signature such as ``"i64(i64,i64)"``; it keeps the block.
+
+        The types are those of ``execmem.function``. Cost: about 7 us to make, 0.3 us to call.
+
+        >>> import execmem
+        >>> with execmem.default_domain().place(bytes.fromhex("488d4707c3")) as block:
+        ...     block.function("i64(i64)")(35) if execmem.arch() == "x86_64" else 42
+        42
+        """
+        if self.kind != "text":
+            message = f"block {self.name!r} is of kind {self.kind}, which cannot be executed; place code as kind text"
+            raise InvalidArgumentError(message)
+        hold = Hold(self, "callable")
+        if self.state != "filled":
+            message = f"block {self.name!r} was never filled: it holds traps, which would end the process when called"
+            raise InvalidArgumentError(message)
+        return Function(self.address, signature, self.name, hold)
+
+    @property
+    def state(self) -> str:
+        """``"reserved"`` (all traps), ``"filled"``, ``"freed"``, or ``"frozen"`` in a forked child; asks C."""
+        try:
+            return memory.find(self._address_live()).state
+        except (ClosedError, InvalidAddressError):
+            return "freed"
+        except ForkedError:
+            return "frozen"
+
+    @property
+    def pack(self) -> int:
+        """The number of its pack in the window of the domain; asks C."""
+        return memory.find(self._address_live()).pack
+
+    def __index__(self) -> int:
+        """Return the address."""
+        return self._address_live()
+
+    def __len__(self) -> int:
+        """Return the size in bytes."""
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        """Return a copy of the bytes."""
+        hold = Hold(self, "call in flight")
+        copy: bytes = ffi.buffer(ffi.cast("char *", self.address), self.size)[:]
+        del hold
+        return copy
+
+    def __enter__(self) -> Self:
+        """Return the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the block unless it was freed; an error on its way is not hidden behind a holder."""
+        if not self._live or self.domain.closed:
+            return
+        with suppress(BlockBusyError) if kind else nullcontext():
+            self.free()
+
+    def __repr__(self) -> str:
+        """Tell name, address, size and state."""
+        shown = f" {self.name!r}" if self.name else ""
+        return f"<Block{shown} {self.address:#x} {self.size} bytes {self.kind} {self.state}>"
+
+
+class Blocks(Sequence[Block]):
+    """The blocks of one batch, in the order given; they are freed when the last reference goes.
+
+    ``Domain.place_many`` and ``Domain.alloc_many`` make it. Element i is a ``Block`` that keeps the batch.
+
+    Attributes
+    ----------
+    addresses, sizes
+        Arrays of uint64, shape (n,), in bytes; the addresses of blocks freed one by one stay in place.
+    domain, kind
+        Of all of them.
+
+    Cost: 17 bytes a block and its name; Block objects are made when asked for.
+
+    """
+
+    __slots__ = ("__weakref__", "_blocks", "_live", "_names", "addresses", "domain", "kind", "sizes")
+
+    def __init__(self, domain: Domain, addresses: Words, sizes: Words, names: Sequence[str] | None, kind: str) -> None:
+        """Take over blocks that C has given out; users call ``Domain.place_many`` or ``Domain.alloc_many``."""
+        self.domain = domain
+        self.addresses = addresses
+        self.sizes = sizes
+        self.kind = kind
+        self._names = names
+        self._live: npt.NDArray[np.bool_] = np.ones(len(addresses), dtype=np.bool_)
+        # One Block an element, so that holders are counted in one place; weak, or the batch would keep itself alive.
+        self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
+        addresses.flags.writeable = sizes.flags.writeable = False
+
+    def __del__(self, _free: Any = lib.execmem_free_many) -> None:
+        """Free what is live: nobody holds an element any more."""
+        live = getattr(self, "_live", None)
+        if live is None or not live.any():
+            return
+        handle = self.domain._handle
+        if handle is not None:
+            addresses = np.ascontiguousarray(self.addresses[live])
+            live[:] = False
+            sys.audit("execmem.free", addresses)
+            code = _free(handle, len(addresses), memory.words_pointer(addresses))
+            if code and code not in GONE:
+                raise_last(code, batch=True, freeing=True)
+
+    def free(self, which: object = slice(None)) -> None:
+        """Free all blocks of the batch that are live, or those an index of numpy chooses, in one crossing.
+
+        Raises ``BlockBusyError`` while a view or a callable holds one of them, and frees none then.
+
+        >>> import execmem
+        >>> with execmem.Domain("doc") as domain:
+        ...     blocks = domain.place_many([b"one", b"two", b"three"])
+        ...     blocks.free(slice(0, 2))
+        ...     domain.stats().live_blocks
+        1
+        """
+        with GATE:
+            handle = self.domain._use()
+            chosen: npt.NDArray[np.bool_] = np.zeros(len(self), dtype=np.bool_)
+            chosen[which] = True  # type: ignore[call-overload]
+            chosen &= self._live
+            blocks = [block for number, block in self._blocks.items() if chosen[number]]
+            for block in blocks:
+                block._refuse_held()
+            try:
+                if chosen.any():
+                    memory.free_many(handle, np.ascontiguousarray(self.addresses[chosen]))
+            except InvalidAddressError:  # addresses are judged before the first block is freed
+                chosen[:] = False
+                raise
+            except ExecmemError as error:  # the system refused to blank this one; those before it are gone
+                chosen[np.flatnonzero(chosen)[error.index or 0 :]] = False
+                raise
+            finally:
+                self._live &= ~chosen
+                for block in blocks:
+                    block._live = bool(self._live[block._place])
+
+    def __len__(self) -> int:
+        """Return how many blocks the batch had."""
+        return len(self.addresses)
+
+    @overload
+    def __getitem__(self, number: int) -> Block: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Block]: ...
+    def __getitem__(self, number: int | slice) -> Block | list[Block]:
+        """Return a Block, or a list of them for a slice."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        place = range(len(self))[index(number)]  # raises IndexError, and counts from the end
+        with GATE:
+            block = self._blocks.get(place)
+            if block is None:
+                name = self._names[place] if self._names is not None else ""
+                address, size = int(self.addresses[place]), int(self.sizes[place])
+                block = self._blocks[place] = Block(self.domain, address, size, name, self.kind, self, place)
+            return block
+
+    def __iter__(self) -> Iterator[Block]:
+        """Return the blocks one after another."""
+        return (self[number] for number in range(len(self)))
+
+    def __repr__(self) -> str:
+        """Tell how many and where."""
+        return f"<Blocks of {self.domain.name!r}: {int(self._live.sum())} of {len(self)} live, {self.kind}>"
+
+
+# ---- domains ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Numbers of a domain at one moment; bytes unless the name tells otherwise, ``limit`` None for none.
+
+    ``resident_bytes``, ``huge_bytes``, ``ledger_bytes``, ``huge_packs`` and ``vmas`` are what the kernel reports, not
+    what was asked of it.
+    """
+
+    live_blocks: int
+    live_bytes: int
+    used_bytes: int
+    charged_bytes: int
+    limit: int | None
+    resident_bytes: int
+    huge_bytes: int
+    ledger_bytes: int
+    packs: int
+    full_packs: int
+    huge_packs: int
+    vmas: int
+    largest_free: int
+    allocs: int
+    frees: int
+    fills: int
+    fill_bytes: int
+    packs_made: int
+    packs_returned: int
+    collapses: int
+    collapse_failures: int
+    refusals: int
+    window: int
+    window_bytes: int
+    write_mode: str
+    far: bool
+    domain: int
+    parent: int
+
+    def as_dict(self) -> dict[str, int | str | bool | None]:
+        """Return the same as a dict."""
+        return dataclasses.asdict(self)
+
+
+class Domain:
+    """Who the memory is for: a limit, a window of addresses, a write mode, statistics; domains form a tree.
+
+    Parameters
+    ----------
+    name
+        Shown in reports, at most 63 bytes; ``"unnamed"`` when not given.
+    parent
+        The domain whose limit counts too; None for the default domain.
+    limit
+        Bytes that live blocks, children's included, may occupy as rounded; None for no limit. Sizes may be texts such
+        as ``"64M"``.
+    near
+        All of the window is to lie within ``reach`` of this: an address, a Block, the name of a symbol of this process,
+        or ``execmem.LIBC``. None for anywhere.
+    reach
+        Bytes either way; None for what a branch of this CPU reaches, 2 GB less 1 MB on x86-64.
+    fallback
+        Take any address when none is within reach, and tell so in ``stats().far``; else that is ``OutOfWindowError``.
+    window
+        Bytes of address space, 2 MB to 8 GB; None for 2 GB, 256 MB with ``near``, or less where that cannot be had.
+    write_mode
+        ``"syscall"``, ``"alias"``, ``"procmem"`` or ``"flip"``; None for the first that works here.
+    small_pages
+        Never ask for 2 MB pages.
+
+    Notes
+    -----
+    Leaving a ``with`` closes the domain and frees its blocks; it raises ``BusyError`` when a view, a callable or a
+    table of the domain lives. Drop these inside the ``with``. Opening costs about 0.1 ms.
+
+    >>> import execmem
+    >>> with execmem.Domain("plugins", limit="64M") as domain:
+    ...     block = domain.place(b"some code", name="first")
+    ...     domain.limit, domain.stats().live_bytes
+    (67108864, 9)
+
+    """
+
+    __slots__ = ("__weakref__", "_children", "_handle", "_header", "_holders", "_is_root", "name", "number", "parent")
+
+    def __init__(  # noqa: PLR0913 - each has a default
+        self,
+        name: str | None = None,
+        *,
+        parent: Domain | None = None,
+        limit: SupportsIndex | str | None = None,
+        near: SupportsIndex | str | Libc | None = None,
+        reach: SupportsIndex | str | None = None,
+        fallback: bool = False,
+        window: SupportsIndex | str | None = None,
+        write_mode: str | None = None,
+        small_pages: bool = False,
+    ) -> None:
+        """Open a domain."""
+        if reach is not None and near is None:
+            message = "reach tells how far from near, and there is no near; give both or neither"
+            raise InvalidArgumentError(message)
+        options = ffi.new("execmem_options *")
+        encoded = NULL if name is None else ffi.new("char[]", to_name(name))  # must live until the call is over
+        options.name = encoded
+        options.limit = 0 if limit is None else parse_bytes(limit, "limit")
+        options.window = 0 if window is None else parse_bytes(window, "window")
+        options.near_address = 0 if near is None else resolve_near(near)
+        options.reach = 0 if reach is None else parse_bytes(reach, "reach")
+        options.fallback = bool(fallback)
+        options.write_mode = memory.to_mode(write_mode)
+        options.small_pages = bool(small_pages)
+        out = ffi.new("execmem_domain *[1]")
+        with GATE:  # so that the parent is not closed meanwhile
+            options.parent = NULL if parent is None else parent._use()
+            code = lib.execmem_domain_open(options, out)
+            if code:
+                raise_last(code)
+            self._take(out[0], parent)
+
+    def _take(self, handle: Any, parent: Domain | None) -> None:
+        """Take over a handle."""
+        self._handle: Any = handle
+        self._header: Any = lib.execmem_domain_ledger(handle)
+        self._holders: dict[int, str] = {}
+        self._children: weakref.WeakSet[Domain] = weakref.WeakSet()
+        self._is_root = False
+        self.name: str = ffi.string(self._header.name).decode("utf-8", "replace")
+        self.number: int = self._header.domain
+        self.parent = parent
+        if parent is not None:
+            parent._children.add(self)
+
+    def _use(self) -> Any:
+        """Return the handle, or raise because the domain is closed."""
+        handle = self._handle
+        if handle is None:
+            message = f"domain {self.name!r} is closed; open another one"
+            raise ClosedError(message)
+        return handle
+
+    def _ledger(self) -> Any:
+        """Return the ledger's header, or raise because the domain is closed."""
+        self._use()
+        return self._header
+
+    def _family(self) -> list[Domain]:
+        """Return this domain and all below it."""
+        return [self, *(each for child in list(self._children) for each in child._family())]
+
+    # -- one block --
+
+    def alloc(
+        self, size: SupportsIndex, name: str | None = None, kind: str = "text", align: SupportsIndex = 16
+    ) -> Block:
+        """Return a new block of ``size`` bytes: traps in kind text, zeros in the others.
+
+        Cost: about 1 us, whatever the number of live blocks. The errors are those of ``execmem.execmem_alloc``.
+        """
+        handle = self._use()
+        length, alignment = to_size(size, "size"), to_size(align, "align")
+        sys.audit("execmem.alloc", self.number, length, alignment)
+        out = ffi.new(OUT_P)
+        code = lib.execmem_alloc_in(handle, to_kind(kind), length, alignment, to_name(name), out)
+        if code:
+            raise_last(code)
+        return Block(self, int(ffi.cast(WORD, out[0])), length, name or "", kind)
+
+    def place(self, code: BytesLike, name: str | None = None, kind: str = "text", align: SupportsIndex = 16) -> Block:
+        """Return a new block that holds ``code``: alloc and fill in one crossing.
+
+        Cost: about 3 us in write mode ``syscall``, 1.5 us in ``alias``, whatever the number of live blocks.
+        """
+        handle = self._use()
+        source = to_bytes(code)
+        length, alignment = len(source), to_size(align, "align")
+        sys.audit("execmem.alloc", self.number, length, alignment)
+        sys.audit("execmem.fill", None, length)
+        out = ffi.new(OUT_P)
+        error = lib.execmem_place(handle, to_kind(kind), source, length, alignment, to_name(name), out)
+        if error:
+            raise_last(error)
+        return Block(self, int(ffi.cast(WORD, out[0])), length, name or "", kind)
+
+    # -- batches --
+
+    def alloc_many(
+        self, sizes: WordsLike, names: Sequence[str] | None = None, kind: str = "text", align: SupportsIndex = 16
+    ) -> Blocks:
+        """Return new blocks of the given sizes in bytes; one crossing, all or none."""
+        words = memory.to_words(sizes, "sizes")
+        addresses = memory.alloc_many(self._use(), self.number, kind, words, align, names)
+        return Blocks(self, addresses, words, names, kind)
+
+    def place_many(
+        self,
+        codes: Iterable[BytesLike],
+        names: Sequence[str] | None = None,
+        kind: str = "text",
+        align: SupportsIndex = 16,
+    ) -> Blocks:
+        """Return new blocks that hold the given bytes; one crossing, all or none.
+
+        Cost: about 0.5 us a block in write mode ``syscall``, 0.2 us in ``alias``.
+
+        >>> import execmem
+        >>> with execmem.Domain("doc") as domain:
+        ...     [bytes(block) for block in domain.place_many([b"one", b"three"], names=["a", "b"])]
+        [b'one', b'three']
+        """
+        try:
+            parts: list[bytes] = [code if type(code) is bytes else ffi.buffer(to_bytes(code))[:] for code in codes]
+        except TypeError:
+            message = f"codes must be a sequence of buffers, such as a list of bytes, not {type(codes).__name__}"
+            raise InvalidArgumentError(message) from None
+        bounds: Words = np.zeros(len(parts) + 1, dtype=np.uint64)
+        np.cumsum([len(part) for part in parts], out=bounds[1:], dtype=np.uint64)
+        addresses = memory.place_many(self._use(), self.number, kind, b"".join(parts), bounds, align, names)
+        return Blocks(self, addresses, np.diff(bounds), names, kind)
+
+    # -- asking --
+
+    @property
+    def closed(self) -> bool:
+        """Whether the domain is closed."""
+        return self._handle is None
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that live blocks may occupy, None for no limit; below what is in use stops further ones."""
+        value: int = self._ledger().limit
+        return None if value == WORD_MAX else value
+
+    @limit.setter
+    def limit(self, value: SupportsIndex | str | None) -> None:
+        code = lib.execmem_domain_limit(self._use(), WORD_MAX if value is None else parse_bytes(value, "limit"))
+        if code:
+            raise_last(code)
+
+    @property
+    def write_mode(self) -> str:
+        """How bytes get into its executable views: the mode in use, never "auto"."""
+        return memory.MODE_NAMES[self._ledger().write_mode]
+
+    def find(self, address: SupportsIndex) -> memory.Info:
+        """Return what is known of the block of this domain that owns an address; see ``execmem.find``."""
+        self._use()
+        info = memory.find(address)
+        if info.domain != self.number:
+            message = f"{index(address):#x} is in a block of domain {info.domain}, not of {self.name!r} ({self.number})"
+            raise InvalidAddressError(message)
+        return info
+
+    def stats(self) -> Stats:
+        """Return the numbers of this moment; asks the kernel, which costs microseconds a pack."""
+        raw = ffi.new("execmem_stats *")
+        code = lib.execmem_domain_stats(self._use(), raw)
+        if code:
+            raise_last(code)
+        values = {field.name: getattr(raw, field.name) for field in dataclasses.fields(Stats)}
+        values["limit"] = None if raw.limit == WORD_MAX else raw.limit
+        values["write_mode"] = memory.MODE_NAMES[raw.write_mode]
+        values["far"] = bool(raw.far)
+        return Stats(**values)
+
+    def check(self) -> None:
+        """Raise ``BrokenLawError`` when a structure of the domain is not lawful; walks everything, for tests."""
+        handle = self._use()
+        if lib.execmem_domain_ledger(handle) == NULL:  # a forked child, say: no law is broken
+            raise_last(lib.execmem_error_code())
+        broken = lib.execmem_domain_check(handle)
+        if broken != NULL:
+            message = f"domain {self.name!r}: {ffi.string(broken).decode()}"
+            raise BrokenLawError(message)
+
+    # -- the ledger, not copied: what is shown changes as the domain does --
+
+    def header(self) -> npt.NDArray[np.void]:
+        """Return the ledger's header as an array of one record; counters change under it."""
+        return self._table(0, 1, ledger.HEADER_DTYPE)
+
+    def packs(self) -> npt.NDArray[np.void]:
+        """Return the table of packs, zero-copy and read-only, shape (packs,); row i is pack i of the window.
+
+        The columns are those of ``execmem_pack`` in ``csrc/execmem.h``, those marked private there included. The array
+        counts as a holder: ``close`` is refused until it is dropped. Copy what is to outlive the domain.
+        """
+        header = self._ledger()
+        return self._table(header.packs_offset, header.packs_top, ledger.PACK_DTYPE)
+
+    def blocks(self) -> npt.NDArray[np.void]:
+        """Return the table of block records, zero-copy and read-only, in no order.
+
+        A record whose ``address`` is 0 is free; ``state`` is one of ``enum execmem_block_state`` (1 reserved, 2 filled,
+        3 dying). ``names`` reads the names. A holder as in ``packs``.
+        """
+        header = self._ledger()
+        return self._table(header.blocks_offset, header.blocks_top, ledger.BLOCK_DTYPE)
+
+    def live_blocks(self) -> npt.NDArray[np.void]:
+        """Return a copy of the records of live blocks, by address.
+
+        >>> import execmem
+        >>> with execmem.Domain("doc") as domain:
+        ...     block = domain.place(b"bytes", name="first")
+        ...     records = domain.live_blocks()
+        ...     records["size"].tolist(), domain.names(records)
+        ([5], ['first'])
+        """
+        table = self.blocks()
+        live: npt.NDArray[np.void] = table[(table["address"] != 0) & (table["state"] != lib.EXECMEM_BLOCK_NONE)]
+        live.sort(order="address")
+        return live
+
+    def events(self) -> npt.NDArray[np.void]:
+        """Return the ring of recent events, zero-copy and read-only; the oldest is not necessarily the first.
+
+        The newest is the row ``(header()["events"][0] - 1) % len(ring)``, ``op`` is one of ``enum execmem_event_op``. A
+        holder as in ``packs``.
+        """
+        header = self._ledger()
+        return self._table(header.events_offset, min(header.events, header.events_max), ledger.EVENT_DTYPE)
+
+    def names(self, records: npt.NDArray[np.void]) -> list[str]:
+        """Return the names of block records, an empty text for none; about 1 us a name."""
+        header = self._ledger()
+        heap = self._table(header.names_offset, header.names_top, ledger.NAME_DTYPE)
+        return [ledger.read_name(heap, cell) for cell in records["name"].tolist()]
+
+    def _table(self, offset: int, count: int, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+        """Return records of the ledger as an array that keeps the domain and counts as a holder."""
+        with GATE:
+            start = int(ffi.cast(WORD, self._ledger()))
+            table = ledger.Table(self, self._holders, start + offset, count, dtype.itemsize)
+        records: npt.NDArray[np.void] = np.asarray(table).view(dtype)
+        return records
+
+    # -- the end --
+
+    def close(self, *, force: bool = False) -> None:
+        """Close the domain; every one of its addresses is unmapped.
+
+        Parameters
+        ----------
+        force
+            Live blocks and child domains go with it; else they are a ``BusyError``. Views, callables and tables are one
+            either way, the children's too: unmapping would crash who uses them.
+
+        """
+        if self._is_root:
+            message = "the default domain lives as long as the process"
+            raise BusyError(message)
+        with GATE:
+            if self._handle is None:
+                return
+            family = self._family()
+            held = [what for domain in family for what in domain._holders.copy().values()]
+            if held:
+                message = (
+                    f"domain {self.name!r} is held by {tell_holders(held)}, which closing would crash; "
+                    "drop them (copy what is to outlive the domain) and close again"
+                )
+                raise BusyError(message)
+            self._shut(force=force, family=family)
+
+    def _shut(self, *, force: bool, family: list[Domain]) -> None:
+        """Close in C, then tell all of the family."""
+        code = lib.execmem_domain_close(self._handle, force)
+        if code:
+            raise_last(code)
+        for domain in family:
+            domain._handle = domain._header = None
+
+    def __del__(self) -> None:
+        """Close by force: blocks, views and tables keep their domain, so nobody has any of them."""
+        if getattr(self, "_handle", None) is None or self._is_root:
+            return
+        code = lib.execmem_domain_close(self._handle, 1)
+        self._handle = self._header = None
+        if code and code not in GONE:
+            raise_last(code)
+
+    def __enter__(self) -> Self:
+        """Return the domain."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the domain and free its blocks; an error on its way is not hidden behind a holder."""
+        with suppress(BusyError) if kind else nullcontext():
+            self.close(force=True)
+
+    def __len__(self) -> int:
+        """Return the number of live blocks of its own."""
+        live: int = self._ledger().live_blocks
+        return live
+
+    def __bool__(self) -> bool:
+        """Say yes: an empty domain is a domain."""
+        return True
+
+    def __repr__(self) -> str:
+        """Tell name, number, blocks, bytes, limit and write mode."""
+        header = self._header
+        if header is None:
+            return f"<Domain {self.name!r} closed>"
+        limit = "no limit" if self.limit is None else f"limit {self.limit}"
+        return (
+            f"<Domain {self.name!r} ({self.number}) {header.live_blocks} blocks, {header.live_bytes} bytes, "
+            f"{header.packs_live} packs, {limit}, {self.write_mode}>"
+        )
+
+
+ROOTS: Final[list[Domain]] = []  # the newest is the one of this process
+
+
+def default_domain() -> Domain:
+    """Return the default domain, where ``execmem_alloc`` puts its blocks; it opens on first use and is never closed.
+
+    >>> default_domain() is default_domain()
+    True
+    """
+    handle = lib.execmem_domain_root()
+    if handle == NULL:
+        raise_last(lib.execmem_error_code())
+    with GATE:
+        if not ROOTS or ROOTS[-1]._handle != handle:
+            root = Domain.__new__(Domain)
+            root._take(handle, None)
+            root._is_root = True
+            ROOTS.append(root)
+        return ROOTS[-1]

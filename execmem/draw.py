@@ -1,0 +1,112 @@
+"""draw: numbers to text that people read, on a terminal or not.
+
+A ``Paint`` says what a stream can show: colour or none, block characters or ASCII. Everything returns text; nothing
+here prints, asks the kernel or imports the rest of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WIDTH_MIN, WIDTH_MAX = 76, 120
+
+
+def text_width() -> int:
+    """Return how many columns a report takes: those of the terminal, within 76 and 120."""
+    return min(max(shutil.get_terminal_size().columns, WIDTH_MIN), WIDTH_MAX)
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Text with colour, bars and lines, or the plain form of each."""
+
+    colour: bool
+    unicode: bool
+
+    @classmethod
+    def of(cls, stream: TextIO) -> Paint:
+        """Return what suits a stream, NO_COLOR and TERM."""
+        colour = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return cls(colour, (stream.encoding or "").lower().replace("-", "") == "utf8")
+
+    def _wrap(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour and text else text
+
+    def head(self, text: str) -> str:
+        """Emphasise."""
+        return self._wrap(text, "1")
+
+    def dim(self, text: str) -> str:
+        """Step back."""
+        return self._wrap(text, "2")
+
+    def good(self, text: str) -> str:
+        """Approve."""
+        return self._wrap(text, "32")
+
+    def bad(self, text: str) -> str:
+        """Warn."""
+        return self._wrap(text, "1;31")
+
+    def verdict(self, text: str, *, good: bool) -> str:
+        """Approve or warn."""
+        return self.good(text) if good else self.bad(text)
+
+    def rule(self, width: int) -> str:
+        """Return a line across."""
+        return self.dim(("─" if self.unicode else "-") * width)
+
+    def bar(self, share: float, cells: int, *, trough: bool = False) -> str:
+        """Return a bar of at most `cells`; what is not filled is drawn when `trough` is true."""
+        eighths = round(min(max(share, 0.0), 1.0) * cells * 8)
+        if self.unicode:
+            full = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+            rest = "░" * (cells - len(full)) if trough else ""
+        else:
+            full = "#" * ((eighths + 4) // 8)
+            rest = "." * (cells - len(full)) if trough else ""
+        return self._wrap(full, "36") + self.dim(rest)
+
+
+def tell_bytes(value: float) -> str:
+    """Return a size as people read it; 1 MB is 2**20 bytes, as in "2 MB pages".
+
+    >>> tell_bytes(213), tell_bytes(92_000_000)
+    ('213 B', '87.7 MB')
+    """
+    for unit, scale in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):
+        if value >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def tell_time(seconds: float) -> str:
+    """Return a time in the unit that suits it.
+
+    >>> tell_time(2.5), tell_time(0.0123), tell_time(4.2e-6), tell_time(9e-8)
+    ('2.50 s', '12.3 ms', '4.20 us', '90 ns')
+    """
+    for unit, scale, digits in (("s", 1.0, 2), ("ms", 1e-3, 1), ("us", 1e-6, 2)):
+        if seconds >= scale:
+            return f"{seconds / scale:.{digits}f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return one line of a table: a positive width puts a cell left, a negative one right; the ends stay bare.
+
+    Cells hold no colour, so that their length is what is seen.
+
+    >>> columns(["packs", "45", "note"], [8, -5, 0])
+    'packs       45 note'
+    """
+    padded = [
+        cell.ljust(width) if width >= 0 else cell.rjust(-width) for cell, width in zip(cells, widths, strict=True)
+    ]
+    return " ".join(padded).rstrip()

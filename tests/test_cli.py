@@ -1,0 +1,231 @@
+"""The command line: its table of commands, its exit codes, and what doctor says in health and in trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import execmem
+from execmem import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def examine(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, Any]]]:
+    code, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out)
+    assert report["usable"] == (code == 0)
+    return code, {finding["topic"]: finding for finding in report["findings"]}
+
+
+# ---- the table of commands ----
+
+
+def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [command.name for command in cli.COMMANDS]
+    assert len(set(names)) == len(names)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert re.search(rf"^ +{command.name} +{re.escape(command.summary[:20])}", listed, re.MULTILINE)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([command.name, "--help"])
+        assert ended.value.code == 0
+        assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ([], "COMMAND"),
+        (["frobnicate"], "invalid choice"),
+        (["demo", "--count", "0"], "'0' is not a number of at least 1"),
+        (["demo", "--count", "many"], "'many' is not a number of at least 1"),
+        (["demo", "--calls", "-5"], "--calls"),
+        (["demo", "--mode", "rwx"], "invalid choice: 'rwx'"),
+        (["demo", "--mix", "java"], "invalid choice: 'java'"),
+        (["doctor", "extra"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("execmem ")
+
+
+def test_python_m_execmem_is_the_same_command() -> None:
+    command = [sys.executable, "-W", "error", "-m", "execmem", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["usable"]
+
+
+# ---- what can happen to a command ----
+
+
+def command_that(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fail", "fail", lambda _: None, fail),))
+
+
+def test_an_error_of_the_core_is_one_line(run_child: Callable[..., str]) -> None:
+    source = """
+        import contextlib, sys
+        from execmem import cli
+        from execmem._core import lib
+        lib.execmem_test_script(b"memfd=F*")
+        with contextlib.redirect_stderr(sys.stdout):
+            code = cli.main(["demo", "--count", "10", "--mode", "alias", "--code", "shipped", "--quiet"])
+        assert code == 1
+    """
+    assert re.fullmatch(r"execmem demo: .+", run_child(source))
+
+
+def test_an_interrupt_is_what_shells_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    command_that(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["fail"]) == 130
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    command_that(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["fail"])
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "execmem", "doctor"]
+    try:
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(writer)
+    assert done.returncode == 1
+    assert not done.stderr
+
+
+# ---- doctor ----
+
+
+def test_doctor_tells_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    code, findings = examine(capsys)
+    assert code == 0
+    for mode in ("syscall", "alias", "procmem", "flip"):
+        finding = findings[f"mode {mode}"]
+        reason = cli.probe_mode(mode)
+        assert finding["good"] is (reason is None)
+        assert reason is None or finding["text"] == reason
+    assert findings["CPU room"]["text"] == execmem.arch()
+    with execmem.Domain("as doctor") as domain:
+        assert findings["default"]["text"] == f"write mode {domain.write_mode}"
+    assert "full packs are one 2 MB entry" in findings["2 MB pages"]["text"]
+
+
+def test_doctor_prints_a_line_for_each_finding(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = run(capsys, "doctor")
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) == 80
+    assert "\x1b" not in out
+    for topic in ("execmem", "system", "mode syscall", "mode flip", "default", "2 MB pages", "sync", "thp anon"):
+        assert re.search(rf"^{topic} ", out, re.MULTILINE)
+
+
+def test_doctor_wraps_a_long_reason(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = [cli.Finding("default", "why " * 60, good=False), cli.Finding("told", "")]
+    monkeypatch.setattr(cli, "examine", lambda: findings)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    lines = out.splitlines()[2:]
+    assert lines[0].startswith("default        no  why why")
+    assert lines[1].startswith(" " * 19 + "why")
+    assert max(map(len, lines)) <= 80
+
+
+def test_doctor_tells_why_a_mode_is_refused(run_child: Callable[..., str]) -> None:
+    # In a process of its own: the mode that AUTO finds is kept for the life of the process.
+    source = """
+        from execmem import cli
+        from execmem._core import lib
+        lib.execmem_test_script(b"memfd=F*")
+        cli.main(["doctor", "--json"])
+    """
+    findings = {finding["topic"]: finding for finding in json.loads(run_child(source))["findings"]}
+    for mode in ("syscall", "alias"):
+        assert findings[f"mode {mode}"]["good"] is False
+        assert len(findings[f"mode {mode}"]["text"]) > 20
+
+
+def test_doctor_tells_that_huge_pages_are_refused(
+    capsys: pytest.CaptureFixture[str], script: Callable[[str], None]
+) -> None:
+    script("collapse=F*")
+    code, findings = examine(capsys)
+    assert code == 0
+    assert findings["2 MB pages"]["good"] is False
+    assert re.match(r"0 of \d+ .* collapses failed", findings["2 MB pages"]["text"])
+
+
+def test_doctor_fails_when_nothing_works(capsys: pytest.CaptureFixture[str], script: Callable[[str], None]) -> None:
+    script("reserve=F*")
+    code, findings = examine(capsys)
+    assert code == 1
+    assert findings["default"]["text"].startswith("no domain can be used: ")
+    assert "2 MB pages" not in findings
+
+
+def test_doctor_runs_where_writable_memory_cannot_become_executable(run_child: Callable[..., str]) -> None:
+    source = """
+        import ctypes, json
+        from execmem import cli
+        if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, Linux 6.3
+            print("{}")
+        else:
+            assert cli.main(["doctor", "--json"]) == 0
+    """
+    report = json.loads(run_child(source))
+    if not report:
+        pytest.skip("this kernel has no PR_SET_MDWE")
+    findings = {finding["topic"]: finding for finding in report["findings"]}
+    assert findings["mode syscall"]["good"] or findings["mode procmem"]["good"]
+    assert findings["mode flip"]["good"] is False
+
+
+def test_what_the_system_does_not_tell_is_not_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "HUGE_SETTINGS", tmp_path)
+    (tmp_path / "enabled").write_text("always [madvise] never\n", encoding="ascii")
+    assert [finding.text for finding in cli.find_settings()] == ["madvise", "not available"]
+
+
+def test_a_forced_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXECMEM_WRITE_MODE", "syscall")
+    assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in cli.examine())
