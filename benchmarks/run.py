@@ -24,14 +24,23 @@ from typing import Any
 import building
 
 BASE = "execmem-alias"  # what the ratios are against
+GROWTH_OF = ("execmem-alias", "execmem-syscall", "asmjit", "floor")
 LIVES = (1_000, 10_000, 100_000)
 MILLION = 1_000_000
 QUICK = {"mixes": ["lognormal"], "live": [1_000, 10_000], "rounds": 5}
 SHIFT = "hotspot then libbpf-tools"  # designs only: large blocks give way to small ones
 PAGE = 4096
-MILLION_PEERS = ["execmem-alias", "execmem-syscall", "asmjit", "asmjit-dual-pools", "progpack", "glibc", "floor"]
-MEMORY_SHARE = 0.6  # of the memory that is available, all populations of one run together
-OVERHEAD = 1.35  # resident bytes for each live one, generously
+FIRST = [
+    "execmem-alias",
+    "asmjit",
+    "floor",
+    "progpack",
+    "execmem-syscall",
+    "glibc",
+    "asmjit-dual-pools",
+]  # if not all fit
+MEMORY_SHARE = 0.7  # of the memory that is available, all populations of one run together
+OVERHEAD = 1.3  # resident bytes for each live one, generously
 
 Row = dict[str, Any]
 
@@ -94,7 +103,7 @@ def fit_memory(peers: list[str], mean: float, live: int) -> tuple[list[str], lis
     """Split peers into those whose populations fit in memory together and those that do not, with the reason."""
     left = int(first_match(r"^MemAvailable:\s*(\d+)", read("/proc/meminfo"))) * 1024 * MEMORY_SHARE
     kept, out = [], []
-    for peer in peers:
+    for peer in sorted(peers, key=lambda peer: FIRST.index(peer) if peer in FIRST else len(FIRST)):
         need = bytes_needed(peer, mean, live)
         if need <= left:
             left -= need
@@ -105,7 +114,7 @@ def fit_memory(peers: list[str], mean: float, live: int) -> tuple[list[str], lis
 
 
 def measure(harness: building.Harness, options: argparse.Namespace, peers: list[str], mix: Row, live: int) -> list[Row]:
-    chosen = [peer for peer in peers if live < MILLION or options.peers or peer in MILLION_PEERS]
+    chosen = [peer for peer in peers if live < MILLION or options.peers or peer in FIRST]
     kept, out = fit_memory(chosen, mix["mean_bytes"], live)
     rows: list[Row] = [{"peer": peer, "mix": mix["mix"], "live": live, "failed": why} for peer, why in out]
     if kept:
@@ -160,11 +169,28 @@ def table(rows: list[Row], key: str, mix: str) -> list[str]:
     return lines
 
 
+def growth(rows: list[Row]) -> list[str]:
+    """Say how much dearer a cycle is at the largest population than at the smallest, in each mix."""
+    lines = []
+    for mix in dict.fromkeys(row["mix"] for row in rows):
+        told = []
+        for peer in GROWTH_OF:
+            mine = sorted(
+                (row["live"], row["ns"]) for row in rows if (row["mix"], row["peer"]) == (mix, peer) and "ns" in row
+            )
+            if len(mine) > 1:
+                told.append(f"{peer} {mine[-1][1] / mine[0][1]:.2f}x from {mine[0][0]:,} to {mine[-1][0]:,}")
+        if told:
+            lines.append(f"growth, {mix}: {'; '.join(told)}")
+    return lines
+
+
 def tell(rows: list[Row], key: str) -> None:
     unit = f"ns a cycle (times {BASE})" if key == "peer" else "ns a free+alloc pair (bytes of packs / live bytes)"
     for mix in dict.fromkeys(row["mix"] for row in rows):
         print(f"\n{mix}: {unit}\n")
         print("\n".join(table(rows, key, mix)))
+    print("\n" + "\n".join(growth(rows) if key == "peer" else []))
     for row in rows:
         where = f"{row[key]}, {row['mix']}, {row['live']:,} live"
         if "failed" in row:
@@ -176,6 +202,7 @@ def tell(rows: list[Row], key: str) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure execmem and its peers in one run.")
     parser.add_argument("--out", type=Path, help="where the JSON goes; without it only the table is printed")
+    parser.add_argument("--show", type=Path, help="draw the table of an earlier run's JSON and measure nothing")
     parser.add_argument("--peers", nargs="+", help="only these (default: all that were built)")
     parser.add_argument("--mixes", nargs="+", help="only these size mixes (default: all)")
     parser.add_argument("--live", nargs="+", type=int, help=f"populations (default: {' '.join(map(str, LIVES))})")
@@ -196,6 +223,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    rows: list[Row]
+    if options.show:
+        rows = json.loads(options.show.read_text(encoding="utf-8"))["results"]
+        tell(rows, "peer" if "peer" in rows[0] else "design")
+        return 0
     harness = building.build()
     for name, why in harness.missing.items():
         print(f"left out: {name}: {why}")
@@ -212,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         mixes |= {SHIFT: {"mix": SHIFT, "mean_bytes": mixes[SHIFT.split(maxsplit=1)[0]]["mean_bytes"]}}
         chosen.append(SHIFT)
     key = "design" if options.design else "peer"
-    rows: list[Row] = []
+    rows = []
     for mix in chosen:
         for live in options.live:
             print(f"{mix}, {live:,} live ...", file=sys.stderr, flush=True)
