@@ -1,5 +1,5 @@
 /* pack_making: what a pack costs on small pages, by how much of it is opened, and what it costs to complete and collapse it from there.
- * The answer sets EM_DOMAIN_SMALL_MAX (csrc/domain.h). Prints JSON; medians of many rounds in microseconds.
+ * The answer sets EM_SUPPLY_SMALL_MAX (csrc/supply.h). Prints JSON; medians of many rounds in microseconds.
  *
  *     cc -O2 -o build/pack_making benchmarks/pack_making.c && build/pack_making > benchmarks/results/pack_making.json
  */

@@ -18,11 +18,6 @@
 #include "poke.h"
 #include "sys.h"
 
-enum {
-	EM_DOMAIN_SMALL_MIN = 32 << 10,  /* the first pack of a kind opens with this much */
-	EM_DOMAIN_SMALL_MAX = 256 << 10, /* beyond it the pack is completed and collapsed; docs/performance.md tells why here */
-};
-
 struct execmem_domain {
 	struct em_lock lock;
 	bool open;              /* under the lock */
@@ -56,18 +51,6 @@ static inline void em_domain_leave(execmem_domain *domain)
 /* Adds to what is charged to every domain from here up that has a limit, all or none. */
 int em_domain_charge(execmem_domain *domain, uint64_t bytes);
 void em_domain_uncharge(execmem_domain *domain, uint64_t bytes);
-
-/* Takes chunks from a pack of that kind, making one when it must. Locked; the block has no record yet. */
-int em_domain_take(execmem_domain *domain, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
-/* Gives a block's chunks back: its memory is blank and its record dropped already. */
-void em_domain_give(execmem_domain *domain, uint32_t pack, uint32_t first);
-/* Instead of give: keeps a blank block whole for the next of its length; false: give it. Its record stays, and says PARKED. */
-bool em_domain_park(execmem_domain *domain, uint32_t pack, uint32_t first, uint32_t chunks);
-/* Instead of take: a parked block of that length, its record included; false: take one. */
-bool em_domain_unpark(execmem_domain *domain, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first);
-/* The same for a block larger than a pack. `bytes` is rounded to pages. */
-int em_domain_take_span(execmem_domain *domain, int kind, uint64_t bytes, uint32_t *pack);
-void em_domain_give_span(execmem_domain *domain, uint32_t pack);
 
 /* Rounded bytes of live blocks here and in all children, whether limited or not. Takes the tree's lock. */
 uint64_t em_domain_charged(execmem_domain *domain);

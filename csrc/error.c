@@ -49,6 +49,11 @@ int em_error_set(int code, const char *format, ...)
 	return code;
 }
 
+int em_error_null(const char *argument)
+{
+	return em_error_set(EXECMEM_EINVAL, "the argument `%s` is NULL.", argument);
+}
+
 void em_error_at(size_t index)
 {
 	last.index = index;

@@ -7,6 +7,9 @@
 /* Keeps `code` and the text for execmem_error_text(), gives back `code`. The text says what, with its numbers; then what to do. */
 int em_error_set(int code, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
 
+/* EINVAL for an argument that must not be NULL. */
+int em_error_null(const char *argument) __attribute__((cold));
+
 /* The batch element that the last failure of this thread was about. */
 void em_error_at(size_t index);
 

@@ -8,6 +8,7 @@
  */
 #include "domain.h"
 #include "error.h"
+#include "supply.h"
 
 #include <string.h>
 
@@ -74,6 +75,12 @@ static int no_block(uint64_t address)
 	                    (unsigned long long)address);
 }
 
+static int not_here(const execmem_domain *d, uint64_t address)
+{
+	return em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)address,
+	                    d->ledger.header->name);
+}
+
 /* The live block that covers an address of the domain's window. */
 static int find_block(execmem_domain *d, uint64_t address, struct place *out)
 {
@@ -81,6 +88,9 @@ static int find_block(execmem_domain *d, uint64_t address, struct place *out)
 	uint32_t pack = (uint32_t)(offset >> EM_PACK_SHIFT), chunk = offset >> EM_CHUNK_SHIFT & (EXECMEM_PACK_CHUNKS - 1);
 	const execmem_pack *p = &d->ledger.packs[pack];
 
+	if (EM_UNLIKELY(offset >=
+	                em_domain_offset(d->map.packs, 0))) /* the handle serves another window since the address was looked up */
+		return not_here(d, address);
 	if (p->state == EXECMEM_PACK_ABSENT)
 		return no_block(address);
 	if (p->state == EXECMEM_PACK_SPAN_TAIL) {
@@ -103,12 +113,8 @@ static int find_block(execmem_domain *d, uint64_t address, struct place *out)
 /* The live block that starts at an address. */
 static int find_start(execmem_domain *d, uint64_t address, struct place *out)
 {
-	uint64_t offset = address - d->ledger.header->window;
 	int err;
 
-	if (EM_UNLIKELY(offset >= em_domain_offset(d->map.packs, 0)))
-		return em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)address,
-		                    d->ledger.header->name);
 	err = find_block(d, address, out);
 	if (EM_UNLIKELY(err < 0))
 		return err;
@@ -123,7 +129,7 @@ int execmem_find(const void *address, execmem_info *out)
 {
 	execmem_domain *d;
 	struct place at;
-	int err = em_domain_enter_owner(address, &d);
+	int err = out ? em_domain_enter_owner(address, &d) : em_error_null("out");
 
 	if (err < 0)
 		return err;
@@ -157,23 +163,23 @@ static int take(execmem_domain *d, const struct request *r, struct place *out)
 
 	out->span = r->size > EXECMEM_PACK_SIZE;
 	out->first = 0;
-	if (align == 1 && em_domain_unpark(d, r->kind, chunks, &out->pack, &out->first)) {
+	if (align == 1 && em_supply_unpark(d, r->kind, chunks, &out->pack, &out->first)) {
 		out->block = em_ledger_block(&d->ledger, out->pack, out->first);
 		return 0;
 	}
 	if (out->span)
-		err = em_domain_take_span(d, r->kind, bytes, &out->pack);
+		err = em_supply_take_span(d, r->kind, bytes, &out->pack);
 	else
-		err = em_domain_take(d, r->kind, chunks, align, &out->pack, &out->first);
+		err = em_supply_take(d, r->kind, chunks, align, &out->pack, &out->first);
 	if (EM_UNLIKELY(err < 0))
 		return err;
 	out->block = em_ledger_add_block(&d->ledger, out->pack, out->first);
 	if (EM_LIKELY(out->block != NULL))
 		return 0;
 	if (out->span)
-		em_domain_give_span(d, out->pack);
+		em_supply_give_span(d, out->pack);
 	else
-		em_domain_give(d, out->pack, out->first);
+		em_supply_give(d, out->pack, out->first);
 	return execmem_error_code();
 }
 
@@ -182,13 +188,13 @@ static void give(execmem_domain *d, const struct place *at, uint64_t bytes)
 {
 	at->block->address = 0;
 	at->block->state = EXECMEM_BLOCK_PARKED;
-	if (!at->span && em_domain_park(d, at->pack, at->first, (uint32_t)(bytes / EXECMEM_CHUNK)))
+	if (!at->span && em_supply_park(d, at->pack, at->first, (uint32_t)(bytes / EXECMEM_CHUNK)))
 		return;
 	em_ledger_drop_block(&d->ledger, at->pack, at->first);
 	if (at->span)
-		em_domain_give_span(d, at->pack);
+		em_supply_give_span(d, at->pack);
 	else
-		em_domain_give(d, at->pack, at->first);
+		em_supply_give(d, at->pack, at->first);
 }
 
 static int alloc_locked(execmem_domain *d, const struct request *r, struct place *out)
@@ -279,7 +285,7 @@ int execmem_alloc_in(execmem_domain *domain, int kind, size_t size, size_t align
 	struct request r = {kind, size, align, name};
 	execmem_domain *d;
 	struct place at;
-	int err = check_request(&r);
+	int err = out ? check_request(&r) : em_error_null("out");
 
 	if (EM_UNLIKELY(err < 0))
 		return err;
@@ -302,8 +308,8 @@ int execmem_place(execmem_domain *domain, int kind, const void *src, size_t len,
 	struct place at;
 	int err = check_request(&r);
 
-	if (EM_UNLIKELY(err == 0 && !src))
-		err = em_error_set(EXECMEM_EINVAL, "the source is NULL.");
+	if (EM_UNLIKELY(err == 0 && (!src || !out)))
+		err = em_error_null(src ? "out" : "src");
 	if (EM_UNLIKELY(err < 0))
 		return err;
 	err = em_domain_enter(domain, &d);
@@ -343,7 +349,7 @@ int execmem_fill(void *dst, const void *src, size_t len)
 		err = em_error_set(EXECMEM_EBOUNDS, "address %#llx lies beyond the %u bytes of the block at %#llx.",
 		                   (unsigned long long)address, at.block->size, (unsigned long long)at.block->address);
 	if (EM_UNLIKELY(err == 0 && !src && len > 0))
-		err = em_error_set(EXECMEM_EINVAL, "the source is NULL.");
+		err = em_error_null("src");
 	if (EM_LIKELY(err == 0 && len > 0)) {
 		err = write_locked(d, &at, address, src, len);
 		if (EM_LIKELY(err == 0))
@@ -470,7 +476,7 @@ int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uin
 {
 	struct request r = {.kind = kind, .align = align};
 	execmem_domain *d;
-	int err = em_domain_enter(domain, &d);
+	int err = count > 0 && (!sizes || !out) ? em_error_null(sizes ? "out" : "sizes") : em_domain_enter(domain, &d);
 
 	if (err < 0)
 		return err;
@@ -488,6 +494,7 @@ struct stage {
 	uint64_t offset; /* from the window's start */
 	size_t used;
 	size_t first; /* batch element that the bytes start with */
+	uint64_t fills, fill_bytes; /* not counted yet: they are once they are written */
 	uint8_t bytes[STAGE];
 };
 
@@ -501,7 +508,12 @@ static int flush_stage(struct stage *s)
 	where = em_domain_where(s->d, s->at.pack);
 	err = em_poke_copy(&where, s->offset, s->bytes, s->used);
 	s->used = 0;
-	return err < 0 ? at_index(err, s->first) : 0;
+	if (err < 0)
+		return at_index(err, s->first);
+	s->d->ledger.header->fills += s->fills;
+	s->d->ledger.header->fill_bytes += s->fill_bytes;
+	s->fills = s->fill_bytes = 0;
+	return 0;
 }
 
 static int stage_block(struct stage *s, const struct place *at, size_t index, const uint8_t *src, uint64_t size)
@@ -534,8 +546,8 @@ static int stage_block(struct stage *s, const struct place *at, size_t index, co
 	memcpy(s->bytes + s->used, src, size);
 	s->used += bytes;
 	at->block->state = EXECMEM_BLOCK_FILLED;
-	d->ledger.header->fills++;
-	d->ledger.header->fill_bytes += size;
+	s->fills++;
+	s->fill_bytes += size;
 	return 0;
 }
 
@@ -548,6 +560,7 @@ static int write_many(execmem_domain *d, int kind, size_t count, const uint8_t *
 
 	stage.d = d;
 	stage.used = 0;
+	stage.fills = stage.fill_bytes = 0;
 	for (size_t i = 0; i < count; i++) {
 		uint64_t size = offsets[i + 1] - offsets[i];
 		struct place at;
@@ -564,8 +577,10 @@ static int write_many(execmem_domain *d, int kind, size_t count, const uint8_t *
 	return flush_stage(&stage);
 }
 
-static int check_offsets(size_t count, const uint64_t *offsets)
+static int check_offsets(size_t count, const void *src, const uint64_t *offsets, const void *addresses)
 {
+	if (count > 0 && (!src || !offsets || !addresses))
+		return em_error_null(!src ? "src" : !offsets ? "offsets" : "out or dst");
 	for (size_t i = 0; i < count; i++)
 		if (offsets[i + 1] < offsets[i])
 			return at_index(em_error_set(EXECMEM_EINVAL, "offsets[%llu] is %llu and the next is %llu; they must not fall.",
@@ -579,7 +594,7 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 {
 	struct request r = {.kind = kind, .align = align};
 	execmem_domain *d;
-	int err = check_offsets(count, offsets);
+	int err = check_offsets(count, src, offsets, out);
 
 	if (err == 0)
 		err = em_domain_enter(domain, &d);
@@ -609,10 +624,7 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 
 static int check_fill(execmem_domain *d, uint64_t dst, uint64_t size, struct place *at)
 {
-	int err = dst - d->ledger.header->window < em_domain_offset(d->map.packs, 0)
-	              ? find_block(d, dst, at)
-	              : em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)dst,
-	                             d->ledger.header->name);
+	int err = find_block(d, dst, at);
 
 	if (err == 0 && (dst > at->block->address + at->block->size || size > at->block->address + at->block->size - dst))
 		err = em_error_set(EXECMEM_EBOUNDS, "writing %llu bytes at %#llx would leave its block of %u bytes at %#llx.",
@@ -625,7 +637,7 @@ int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst,
 {
 	execmem_domain *d;
 	struct place at;
-	int err = check_offsets(count, offsets);
+	int err = check_offsets(count, src, offsets, dst);
 
 	if (err == 0)
 		err = em_domain_enter(domain, &d);
@@ -685,7 +697,7 @@ int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addr
 {
 	execmem_domain *d;
 	size_t marked = 0, done = 0;
-	int err = em_domain_enter(domain, &d);
+	int err = count > 0 && !addresses ? em_error_null("addresses") : em_domain_enter(domain, &d);
 
 	if (err < 0)
 		return err;

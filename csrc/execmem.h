@@ -5,7 +5,7 @@
  *
  * Errors: a function that returns int gives 0 or one of enum execmem_error (negative). The reason, with the numbers of the
  * case and what to do about it, is in execmem_error_text(), kept per thread until that thread's next failure. A call that
- * fails has changed nothing. Every function may be called from any thread, none from a signal handler.
+ * fails has changed nothing; only a write that the system stops midway leaves what it had written blank. Every function may be called from any thread, none from a signal handler.
  *
  * Costs named here are constant in what is live, unless said otherwise; figures are in docs/performance.md.
  */
@@ -111,7 +111,7 @@ typedef struct execmem_header { /* at offset 0 */
 	uint64_t epoch_monotonic_ns;
 	uint64_t limit; /* bytes, UINT64_MAX: none */
 	uint32_t pid;
-	uint32_t domain; /* a number unique in the process, the root's is 1 */
+	uint32_t domain; /* a number unique in the process; the root's is 1, in a forked child a later one */
 	uint32_t parent; /* 0: none */
 	uint32_t write_mode;
 	char name[64];

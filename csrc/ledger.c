@@ -33,7 +33,8 @@ static void set_layout(execmem_header *h, uint32_t packs_max)
 
 	h->packs_max = packs_max;
 	h->events_max = EM_LEDGER_EVENTS;
-	h->blocks_max = packs_max * EXECMEM_PACK_CHUNKS;
+	/* The worst a growing group can leave behind: extents of every smaller class beside its own of 64 records. */
+	h->blocks_max = packs_max * (EXECMEM_PACK_CHUNKS / 4 * 13);
 	h->names_max = packs_max * NAME_PAGES_PER_PACK * CELLS;
 	h->index_offset = at;
 	at = em_round_up(at + sizeof(struct em_index) * EXECMEM_KINDS, EM_PAGE);

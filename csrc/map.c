@@ -11,6 +11,9 @@
 #include <errno.h>
 #include <string.h>
 
+/* Where user addresses end, less a page: no CPU here gives more than 47 bits unasked. */
+#define USER_END ((1ull << 47) - EM_PAGE)
+
 static const int prots[EXECMEM_KINDS] = {
 	[EXECMEM_TEXT] = EM_READ | EM_EXEC,
 	[EXECMEM_RODATA] = EM_READ,
@@ -41,6 +44,7 @@ struct gap_search {
 static int visit_gap(void *arg, uint64_t start, uint64_t end)
 {
 	struct gap_search *s = arg;
+
 	uint64_t lo = em_round_up(s->previous_end > s->lo ? s->previous_end : s->lo, EXECMEM_PACK_SIZE);
 	uint64_t hi = start >= s->need && start - s->need < s->hi ? start - s->need : s->hi;
 	bool room = start > lo && start - lo >= s->need && hi >= lo;
@@ -65,7 +69,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 
 		if (err < 0)
 			return err;
-		visit_gap(&count, 1ull << 47, 1ull << 47); /* what lies above the last mapping */
+		visit_gap(&count, USER_END, USER_END); /* what lies above the last mapping */
 		if (count.places == 0)
 			return -EEXIST;
 		err = em_sys_random(&random, sizeof random);
@@ -73,7 +77,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 			return err;
 		pick.wanted = random % count.places;
 		if (em_sys_mappings(visit_gap, &pick) == 0)
-			visit_gap(&pick, 1ull << 47, 1ull << 47);
+			visit_gap(&pick, USER_END, USER_END);
 		if (!pick.found)
 			continue;
 		err = em_sys_reserve((void *)(uintptr_t)pick.found, need, out);
@@ -88,6 +92,10 @@ static int reserve_near(const struct em_map_options *o, uint64_t need, uint64_t 
 	uint64_t lo = o->near_address > o->reach ? o->near_address - o->reach : 0;
 	uint64_t hi = o->near_address + o->reach < o->near_address ? UINT64_MAX : o->near_address + o->reach;
 
+	if (o->near_address >= USER_END)
+		return -EEXIST;
+	if (hi > USER_END)
+		hi = USER_END;
 	if (lo < 1 << 16)
 		lo = 1 << 16; /* vm.mmap_min_addr */
 	lo = em_round_up(lo, EXECMEM_PACK_SIZE);

@@ -2,7 +2,7 @@
  *
  * Most programs that free code allocate code of the same sizes again. A parked block keeps its chunks, its record and its lines in the
  * cache, so the next block of that many chunks takes it over without a search. It is blank, and no call knows it any more.
- * One stack a length, last in first out, of few places; em_domain_park bounds their bytes too.
+ * One stack a length, last in first out, of few places; em_supply_park bounds their bytes too.
  */
 #ifndef EM_PARK_H
 #define EM_PARK_H

@@ -7,6 +7,7 @@
 #include "error.h"
 #include "sys.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const uint8_t zeros[EM_MAP_BLANK];
@@ -37,11 +38,29 @@ static void blank_memory(const struct em_poke *where, uint8_t *to, uint64_t len)
 		memset(to, 0, len);
 }
 
+/* A source in the window may overlap the target, which is the same memory under another address or behind a file, where no memmove
+ * sees it. So it is copied aside first. */
+static int copy_within(const struct em_poke *where, uint64_t offset, const void *src, size_t len)
+{
+	void *aside = malloc(len);
+	int err;
+
+	if (!aside)
+		return em_error_set(EXECMEM_ENOMEM, "out of memory for a copy of %llu bytes.", (unsigned long long)len);
+	memcpy(aside, src, len);
+	err = em_poke_copy(where, offset, aside, len);
+	free(aside);
+	return err;
+}
+
 int em_poke_copy(const struct em_poke *where, uint64_t offset, const void *src, size_t len)
 {
 	struct em_map_door door;
-	int err = em_map_open_door(where->map, where->kind, offset, where->extent, where->extent_size, &door);
+	int err;
 
+	if (EM_UNLIKELY((uintptr_t)src - (uintptr_t)where->map->window < (uint64_t)where->map->packs << EM_PACK_SHIFT))
+		return copy_within(where, offset, src, len);
+	err = em_map_open_door(where->map, where->kind, offset, where->extent, where->extent_size, &door);
 	if (EM_UNLIKELY(err < 0))
 		return err;
 	if (door.memory) {

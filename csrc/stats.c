@@ -51,7 +51,7 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 {
 	const execmem_header *h;
 	execmem_domain *d;
-	int err = em_domain_enter(domain, &d);
+	int err = out ? em_domain_enter(domain, &d) : em_error_null("out");
 
 	if (err < 0)
 		return err;

@@ -49,7 +49,7 @@ uint64_t em_sys_milliseconds(void); /* coarse monotonic clock, a few ns to read 
 uint64_t em_sys_realtime_ns(void);
 uint64_t em_sys_monotonic_ns(void);
 uint32_t em_sys_pid(void);
-int em_sys_at_fork(void (*in_child)(void));
+int em_sys_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void));
 
 /* ---- other threads ---- */
 

@@ -379,6 +379,8 @@ int em_sys_discard_table(void *at, uint64_t size)
 	/* MADV_REMOVE frees the pages of a shared file, MADV_DONTNEED those of private memory; both read zero afterwards. */
 	if (madvise(at, size, MADV_REMOVE) == 0)
 		return 0;
+	if (errno != EINVAL) /* only private memory answers so, and there MADV_DONTNEED zeroes */
+		return -errno;
 	return madvise(at, size, MADV_DONTNEED) < 0 ? -errno : 0;
 }
 
@@ -601,11 +603,6 @@ uint32_t em_sys_pid(void)
 	return (uint32_t)getpid();
 }
 
-int em_sys_at_fork(void (*in_child)(void))
-{
-	return -pthread_atfork(NULL, NULL, in_child);
-}
-
 /* ---- other threads ---- */
 
 int em_sys_sync_core(void)
@@ -764,6 +761,8 @@ void em_sys_resume_threads(void)
 	em_sys_unlock(&stop_lock);
 }
 
+/* ---- locks ---- */
+
 /* Whether membarrier can order a thread's flag against our look at it. Never under ThreadSanitizer, which does not know it. */
 void em_sys_lock_init(struct em_lock *lock)
 {
@@ -817,4 +816,35 @@ void em_sys_unlock_slow(struct em_lock *lock)
 {
 	if (atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)
 		futex(&lock->state, FUTEX_WAKE, 1, NULL);
+}
+
+/* ---- forks ---- */
+
+static void (*fork_before)(void), (*fork_in_parent)(void), (*fork_in_child)(void);
+
+/* No thread is being stopped while the process forks, so that the child finds the lock free and nobody waiting. */
+static void before_fork(void)
+{
+	fork_before();
+	em_sys_lock(&stop_lock);
+}
+
+static void in_parent_of_fork(void)
+{
+	em_sys_unlock(&stop_lock);
+	fork_in_parent();
+}
+
+static void in_child_of_fork(void)
+{
+	stop_lock = (struct em_lock){0};
+	fork_in_child();
+}
+
+int em_sys_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void))
+{
+	fork_before = before;
+	fork_in_parent = in_parent;
+	fork_in_child = in_child;
+	return -pthread_atfork(before_fork, in_parent_of_fork, in_child_of_fork);
 }

@@ -159,7 +159,7 @@ C_FLOORS: Final = (
     ("execmem.h", "base", "error", "sys"),
     ("arch", "room", "map", "pack", "park", "index", "ledger"),
     ("poke",),
-    ("domain", "stats"),
+    ("domain", "supply", "stats"),
     ("execmem",),
     ("patch", "object", "function", "bpf"),
 )

@@ -167,6 +167,88 @@ static void errors(void)
 	EXPECT(execmem_domain_close(execmem_domain_root(), 1) == EXECMEM_EBUSY);
 }
 
+static void nulls(void)
+{
+	uint64_t two[2] = {0, 8}, out = 0;
+	execmem_domain *d;
+	void *block;
+
+	EXPECT(execmem_domain_open(NULL, &d) == EXECMEM_EINVAL);
+	EXPECT(execmem_domain_open(&(execmem_options){0}, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(NULL, 0, 8, 16, NULL, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_place(NULL, 0, NULL, 8, 16, NULL, &block) == EXECMEM_EINVAL);
+	EXPECT(execmem_place(NULL, 0, two, 8, 16, NULL, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_many(NULL, 0, 1, NULL, 16, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_many(NULL, 0, 1, two, 16, NULL, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_place_many(NULL, 0, 1, NULL, two, 16, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_place_many(NULL, 0, 1, two, NULL, 16, NULL, &out) == EXECMEM_EINVAL);
+	EXPECT(execmem_fill_many(NULL, 1, NULL, two, two) == EXECMEM_EINVAL);
+	EXPECT(execmem_free_many(NULL, 1, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_free_many(NULL, 0, NULL) == 0);
+	EXPECT(execmem_find(NULL, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_domain_stats(NULL, NULL) == EXECMEM_EINVAL);
+	EXPECT_LAWFUL(NULL);
+}
+
+/* Packs kept though empty give way before a window counts as full. */
+static void tight_window(void)
+{
+	execmem_options options = {.name = "tight", .window = 8 << 20};
+	execmem_domain *d;
+	void *out;
+
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	for (int kind = 0; kind < EXECMEM_KINDS; kind++) {
+		EXPECT(execmem_alloc_in(d, kind, 1 << 20, 16, NULL, &out) == 0);
+		EXPECT(execmem_free(out) == 0);
+	}
+	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, 8 << 20, 16, NULL, &out) == 0);
+	EXPECT_LAWFUL(d);
+	EXPECT(execmem_alloc_in(d, EXECMEM_DATA, 1, 16, NULL, &out) == EXECMEM_EWINDOW);
+	EXPECT_LAWFUL(d);
+	EXPECT(execmem_domain_close(d, 1) == 0);
+}
+
+/* As many blocks as chunks, in the order that grows every group's records through all sizes at once. */
+static void smallest_blocks(void)
+{
+	execmem_options options = {.name = "smallest", .window = 2 << 20};
+	execmem_domain *d;
+	uint64_t blocks = 0;
+	void *out;
+
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	for (size_t align = 4096; align >= 64; align /= 2)
+		while (execmem_alloc_in(d, EXECMEM_TEXT, 64, align, NULL, &out) == 0)
+			blocks++;
+	EXPECT(execmem_error_code() == EXECMEM_EWINDOW);
+	EXPECT(blocks == EXECMEM_PACK_CHUNKS);
+	EXPECT_LAWFUL(d);
+	EXPECT(execmem_domain_close(d, 1) == 0);
+}
+
+/* A block's own bytes, read through the window, moved within it. */
+static void overlap(int mode)
+{
+	execmem_options options = {.name = "overlap", .write_mode = mode};
+	uint8_t bytes[256];
+	execmem_domain *d;
+	uint8_t *block;
+	void *out;
+
+	for (int i = 0; i < 256; i++)
+		bytes[i] = (uint8_t)i;
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	for (int kind = 0; kind < EXECMEM_KINDS; kind++) {
+		EXPECT(execmem_place(d, kind, bytes, 256, 16, NULL, &out) == 0);
+		block = out;
+		EXPECT(execmem_fill(block + 1, block, 255) == 0);
+		EXPECT(block[0] == 0 && memcmp(block + 1, bytes, 255) == 0);
+		EXPECT(execmem_free(block) == 0);
+	}
+	EXPECT(execmem_domain_close(d, 0) == 0);
+}
+
 static void spans(int mode)
 {
 	execmem_options options = {.name = "spans", .write_mode = mode, .window = 64 << 20};
@@ -237,6 +319,9 @@ static void near(void)
 	EXPECT(execmem_domain_close(d, 0) == 0);
 	options.reach = 1 << 20;
 	EXPECT(execmem_domain_open(&options, &d) == EXECMEM_EWINDOW);
+	options.near_address = UINT64_MAX - 10;
+	EXPECT(execmem_domain_open(&options, &d) == EXECMEM_EWINDOW);
+	options.near_address = here;
 	options.fallback = 1;
 	EXPECT(execmem_domain_open(&options, &d) == 0);
 	EXPECT(execmem_domain_stats(d, &stats) == 0 && stats.far);
@@ -248,9 +333,13 @@ int main(int argc, char **argv)
 	int operations = test_amount(argc, argv, 20000, 400);
 
 	errors();
+	nulls();
+	tight_window();
+	smallest_blocks();
 	tree();
 	near();
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
+		overlap(mode);
 		spans(mode);
 		random_work(mode, operations);
 	}
