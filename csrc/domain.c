@@ -300,10 +300,10 @@ static int check_options(const execmem_options *o, struct em_map_options *out)
 	return choose_mode(o->write_mode, &out->mode);
 }
 
-/* Window and ledger. Where addresses are short and no size was asked for, smaller ones. */
+/* Window and ledger. Where addresses are short (RLIMIT_AS) and no size was asked for, much smaller ones: others want some too. */
 static int open_memory(execmem_domain *d, struct em_map_options *options, const char *name)
 {
-	for (;; options->packs /= 2) {
+	for (;; options->packs /= 8) {
 		int err = em_map_open(&d->map, options);
 
 		if (err == 0) {
@@ -312,7 +312,7 @@ static int open_memory(execmem_domain *d, struct em_map_options *options, const 
 				return 0;
 			em_map_close(&d->map);
 		}
-		if (err != EXECMEM_ENOMEM || !options->shrink || options->packs <= 1)
+		if (err != EXECMEM_ENOMEM || !options->shrink || options->packs < 8)
 			return err;
 	}
 }

@@ -145,7 +145,7 @@ static int reserve_window(struct em_map *map, const struct em_map_options *o)
 		uint64_t size = pack_offset(packs), need = size + EXECMEM_PACK_SIZE;
 
 		err = o->near_address ? reserve_near(o, need, size, &got) : reserve_anywhere(need, &got);
-		if (err >= 0 || packs == 1 || !o->shrink || (err != -EEXIST && err != -ENOMEM))
+		if (err >= 0 || packs == 1 || !o->shrink || err != -EEXIST)
 			break;
 		packs /= 2;
 	}
