@@ -16,6 +16,9 @@ An arrow is a strong reference, so nothing loses the ground under its feet while
    callable or a table of it lives: unmapping under them would crash the process.
 3. Holders enter a dict under their ``id`` and leave it in ``__del__``. Entering is under ``GATE``, so it cannot pass a
    ``free`` or a ``close`` on the way; leaving is one ``dict.pop``, which the interpreter does in one piece.
+4. A collection of a cycle runs ``__del__`` in any order, and once an object. So a callable keeps its block out of the
+   collector's sight (``hide``), as a numpy array keeps its base, and a block, a batch or a domain whose ``__del__``
+   meets a holder or an open child is lost: it lives on, and the last of these takes it away.
 """
 
 # ruff: noqa: SLF001 - the classes of this file share their private state
@@ -25,7 +28,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -51,6 +53,7 @@ from execmem.errors import (
     raise_last,
 )
 from execmem.function import Function
+from execmem.ledger import GATE, Hold, View, hide, tell_holders
 from execmem.memory import (
     NULL,
     OUT_P,
@@ -74,53 +77,7 @@ if TYPE_CHECKING:
 
     from execmem.memory import BytesLike, Libc, Words, WordsLike
 
-GATE: Final = threading.RLock()  # an RLock: a collection inside it may run a __del__ that frees
 GONE: Final = (lib.EXECMEM_ECLOSED, lib.EXECMEM_EFORKED)  # a __del__ that meets these has nothing left to do
-
-
-# ---- holders: what keeps blocks and domains from being unmapped ----
-
-
-def tell_holders(holders: Iterable[str]) -> str:
-    """Return holders as a text such as ``2 views and 1 callable``."""
-    kinds = list(holders)
-    counted = [f"{kinds.count(kind)} {kind}{'s' * (kinds.count(kind) > 1)}" for kind in dict.fromkeys(kinds)]
-    return " and ".join(counted) or "nothing"
-
-
-class Hold:
-    """A reason why a block must not be freed; it counts for as long as it lives."""
-
-    __slots__ = ("block",)
-
-    def __init__(self, block: Block, what: str) -> None:
-        """Enter the block's and the domain's holders, or raise because the block is gone."""
-        with GATE:
-            block._address_live()
-            self.block = block
-            if block._holders is None:
-                block._holders = {}
-            block._holders[id(self)] = what
-            block.domain._holders[id(self)] = what
-
-    def __del__(self) -> None:
-        """Leave the holders."""
-        block = getattr(self, "block", None)
-        if block is not None:  # else the block was gone and nothing was entered
-            block._holders.pop(id(self), None)
-            block.domain._holders.pop(id(self), None)
-
-
-class View(Hold):
-    """What a numpy array over a block has as its base."""
-
-    __slots__ = ()
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        """The bytes of the block, read-only."""
-        block = self.block
-        return {"version": 3, "typestr": "|u1", "shape": (block.size,), "data": (block.address, True)}
 
 
 # ---- blocks ----
@@ -153,7 +110,10 @@ class Block:
 
     """
 
-    __slots__ = ("__weakref__", "_holders", "_live", "_owner", "_place", "address", "domain", "kind", "name", "size")
+    __slots__ = (
+        *("__weakref__", "_holders", "_live", "_lost", "_owner", "_place"),
+        *("address", "domain", "kind", "name", "size"),
+    )
 
     def __init__(  # noqa: PLR0913, PLR0917 - one argument a field
         self,
@@ -169,6 +129,7 @@ class Block:
         self._owner = owner
         self._place = place
         self._live = owner is None or bool(owner._live[place])
+        self._lost = False
         self._holders: dict[int, str] | None = None
         self.domain = domain
         self.address = address
@@ -185,14 +146,21 @@ class Block:
         _fine: tuple[int, ...] = (lib.EXECMEM_OK, *GONE),
     ) -> None:
         """Free the block; the defaults are there even when the interpreter has taken the module apart."""
-        if self._live and self._owner is None:
-            self._live = False
+        if not self._live or self._owner is not None:
+            return
+        if self._holders:
+            self._lost = True
+            return
+        self._live = False
+        if self.domain._handle is None:  # it went with its domain
+            return
+        try:
+            _audit("execmem.free", self.address)
+        finally:  # a hook cannot keep what nobody has, but it may have closed the domain
             handle = self.domain._handle
-            if handle is not None:  # else it went with its domain
-                _audit("execmem.free", self.address)
-                code = _free(handle, _cast(_pointer, self.address))
-                if code not in _fine:
-                    raise_last(code, freeing=True)
+            code = _fine[0] if handle is None else _free(handle, _cast(_pointer, self.address))
+            if code not in _fine:
+                raise_last(code, freeing=True)
 
     def _address_live(self) -> int:
         """Return the address, or raise because the block is gone."""
@@ -212,6 +180,14 @@ class Block:
             )
             raise BlockBusyError(message)
 
+    def _refuse_free(self) -> None:
+        """Raise when the block cannot be freed."""
+        self.domain._use()
+        if not self._live:
+            message = f"block {self.name!r} at {self.address:#x} was freed before"
+            raise DoubleFreeError(message)
+        self._refuse_held()
+
     def free(self) -> None:
         """Free the block; it holds traps again at once.
 
@@ -219,15 +195,12 @@ class Block:
         ``DoubleFreeError`` when it was freed before.
         """
         with GATE:  # claims the block, so that of two threads one frees it
-            self.domain._use()
-            if not self._live:
-                message = f"block {self.name!r} at {self.address:#x} was freed before"
-                raise DoubleFreeError(message)
-            self._refuse_held()
+            self._refuse_free()
             if self._owner is not None:
                 self._owner.free([self._place])
                 return
             sys.audit("execmem.free", self.address)
+            self._refuse_free()  # a hook may have freed it, or taken a view
             code = lib.execmem_free_in(self.domain._handle, ffi.cast(VOID_P, self.address))
             if code:
                 raise_last(code, freeing=True)
@@ -243,8 +216,8 @@ class Block:
         if start + len(source) > self.size:
             message = f"{len(source)} bytes at offset {start} would leave block {self.name!r} of {self.size} bytes"
             raise BoundsError(message)
-        hold = Hold(self, "call in flight")
-        sys.audit("execmem.fill", self.address + start, len(source))
+        sys.audit("execmem.fill", self._address_live() + start, len(source))
+        hold = Hold(self, "call in flight")  # last, or the traceback of a refusal would keep it
         code = lib.execmem_fill(ffi.cast(VOID_P, self.address + start), source, len(source))
         del hold
         if code:
@@ -268,11 +241,12 @@ class Block:
         if self.kind != "text":
             message = f"block {self.name!r} is of kind {self.kind}, which cannot be executed; place code as kind text"
             raise InvalidArgumentError(message)
-        hold = Hold(self, "callable")
+        function = Function(self._address_live(), signature, self.name)
         if self.state != "filled":
             message = f"block {self.name!r} was never filled: it holds traps, which would end the process when called"
             raise InvalidArgumentError(message)
-        return Function(self.address, signature, self.name, hold)
+        function.keep(hide(Hold(self, "callable")))  # last, or the traceback of a refusal would keep it
+        return function
 
     @property
     def state(self) -> str:
@@ -339,7 +313,10 @@ class Blocks(Sequence[Block]):
 
     """
 
-    __slots__ = ("__weakref__", "_blocks", "_live", "_names", "addresses", "domain", "kind", "sizes")
+    __slots__ = (
+        *("__weakref__", "_blocks", "_holders", "_live", "_lost", "_names"),
+        *("addresses", "domain", "kind", "sizes"),
+    )
 
     def __init__(self, domain: Domain, addresses: Words, sizes: Words, names: Sequence[str] | None, kind: str) -> None:
         """Take over blocks that C has given out; users call ``Domain.place_many`` or ``Domain.alloc_many``."""
@@ -348,6 +325,8 @@ class Blocks(Sequence[Block]):
         self.sizes = sizes
         self.kind = kind
         self._names = names
+        self._lost = False
+        self._holders: dict[int, str] = {}  # of all its elements
         self._live: npt.NDArray[np.bool_] = np.ones(len(addresses), dtype=np.bool_)
         # One Block an element, so that holders are counted in one place; weak, or the batch would keep itself alive.
         self._blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
@@ -358,14 +337,27 @@ class Blocks(Sequence[Block]):
         live = getattr(self, "_live", None)
         if live is None or not live.any():
             return
-        handle = self.domain._handle
-        if handle is not None:
-            addresses = np.ascontiguousarray(self.addresses[live])
-            live[:] = False
+        if self._holders:
+            self._lost = True
+            return
+        addresses = np.ascontiguousarray(self.addresses[live])
+        live[:] = False
+        if self.domain._handle is None:
+            return
+        try:
             sys.audit("execmem.free", addresses)
-            code = _free(handle, len(addresses), memory.words_pointer(addresses))
+        finally:  # as in Block.__del__
+            handle = self.domain._handle
+            code = 0 if handle is None else _free(handle, len(addresses), memory.words_pointer(addresses))
             if code and code not in GONE:
                 raise_last(code, batch=True, freeing=True)
+
+    def _pick(self, chosen: npt.NDArray[np.bool_]) -> list[Block]:
+        """Return the Blocks among those chosen, or raise because one of them is held."""
+        blocks = [block for number, block in self._blocks.items() if chosen[number]]
+        for block in blocks:
+            block._refuse_held()
+        return blocks
 
     def free(self, which: object = slice(None)) -> None:
         """Free all blocks of the batch that are live, or those an index of numpy chooses, in one crossing.
@@ -380,21 +372,29 @@ class Blocks(Sequence[Block]):
         1
         """
         with GATE:
-            handle = self.domain._use()
+            self.domain._use()
             chosen: npt.NDArray[np.bool_] = np.zeros(len(self), dtype=np.bool_)
             chosen[which] = True  # type: ignore[call-overload]
             chosen &= self._live
-            blocks = [block for number, block in self._blocks.items() if chosen[number]]
-            for block in blocks:
-                block._refuse_held()
+            self._pick(chosen)
+            if not chosen.any():
+                return
+            addresses = np.ascontiguousarray(self.addresses[chosen])
+            sys.audit("execmem.free", addresses)
+            handle, blocks = self.domain._use(), self._pick(chosen)  # again: a hook may have changed what is there
+            if not self._live[chosen].all():
+                message = f"blocks of {self.domain.name!r} were freed by an audit hook of their free"
+                raise DoubleFreeError(message)
             try:
-                if chosen.any():
-                    memory.free_many(handle, np.ascontiguousarray(self.addresses[chosen]))
+                memory.free_many(handle, addresses)
             except InvalidAddressError:  # addresses are judged before the first block is freed
                 chosen[:] = False
                 raise
             except ExecmemError as error:  # the system refused to blank this one; those before it are gone
                 chosen[np.flatnonzero(chosen)[error.index or 0 :]] = False
+                raise
+            except BaseException:
+                chosen[:] = False
                 raise
             finally:
                 self._live &= ~chosen
@@ -433,47 +433,7 @@ class Blocks(Sequence[Block]):
 
 # ---- domains ----
 
-
-@dataclasses.dataclass(frozen=True)
-class Stats:
-    """Numbers of a domain at one moment; bytes unless the name tells otherwise, ``limit`` None for none.
-
-    ``resident_bytes``, ``huge_bytes``, ``ledger_bytes``, ``huge_packs`` and ``vmas`` are what the kernel reports, not
-    what was asked of it.
-    """
-
-    live_blocks: int
-    live_bytes: int
-    used_bytes: int
-    charged_bytes: int
-    limit: int | None
-    resident_bytes: int
-    huge_bytes: int
-    ledger_bytes: int
-    packs: int
-    full_packs: int
-    huge_packs: int
-    vmas: int
-    largest_free: int
-    allocs: int
-    frees: int
-    fills: int
-    fill_bytes: int
-    packs_made: int
-    packs_returned: int
-    collapses: int
-    collapse_failures: int
-    refusals: int
-    window: int
-    window_bytes: int
-    write_mode: str
-    far: bool
-    domain: int
-    parent: int
-
-    def as_dict(self) -> dict[str, int | str | bool | None]:
-        """Return the same as a dict."""
-        return dataclasses.asdict(self)
+Stats = memory.Stats
 
 
 class Domain:
@@ -515,7 +475,10 @@ class Domain:
 
     """
 
-    __slots__ = ("__weakref__", "_children", "_handle", "_header", "_holders", "_is_root", "name", "number", "parent")
+    __slots__ = (
+        *("__weakref__", "_children", "_handle", "_header", "_holders", "_is_root", "_lost"),
+        *("name", "number", "parent"),
+    )
 
     def __init__(  # noqa: PLR0913 - each has a default
         self,
@@ -546,7 +509,11 @@ class Domain:
         options.small_pages = bool(small_pages)
         out = ffi.new("execmem_domain *[1]")
         with GATE:  # so that the parent is not closed meanwhile
-            options.parent = NULL if parent is None else parent._use()
+            try:
+                options.parent = NULL if parent is None else parent._use()
+            except AttributeError:
+                message = f"parent is {parent!r}: it must be a Domain, or None for the default domain"
+                raise InvalidArgumentError(message) from None
             code = lib.execmem_domain_open(options, out)
             if code:
                 raise_last(code)
@@ -557,13 +524,13 @@ class Domain:
         self._handle: Any = handle
         self._header: Any = lib.execmem_domain_ledger(handle)
         self._holders: dict[int, str] = {}
-        self._children: weakref.WeakSet[Domain] = weakref.WeakSet()
-        self._is_root = False
+        self._children: dict[int, weakref.ref[Domain]] = {}  # the open ones; they leave when they are closed
+        self._is_root = self._lost = False
         self.name: str = ffi.string(self._header.name).decode("utf-8", "replace")
         self.number: int = self._header.domain
         self.parent = parent
         if parent is not None:
-            parent._children.add(self)
+            parent._children[id(self)] = weakref.ref(self)
 
     def _use(self) -> Any:
         """Return the handle, or raise because the domain is closed."""
@@ -574,13 +541,20 @@ class Domain:
         return handle
 
     def _ledger(self) -> Any:
-        """Return the ledger's header, or raise because the domain is closed."""
+        """Return the ledger's header, or raise because the domain is closed; read it under ``GATE``."""
         self._use()
         return self._header
 
     def _family(self) -> list[Domain]:
         """Return this domain and all below it."""
-        return [self, *(each for child in list(self._children) for each in child._family())]
+        family = [self]
+        for reference in list(self._children.values()):
+            child = reference()
+            if child is None:
+                message = f"a child of domain {self.name!r} is being collected; close again when it is gone"
+                raise BusyError(message)
+            family += child._family()
+        return family
 
     # -- one block --
 
@@ -619,17 +593,17 @@ class Domain:
     # -- batches --
 
     def alloc_many(
-        self, sizes: WordsLike, names: Sequence[str] | None = None, kind: str = "text", align: SupportsIndex = 16
+        self, sizes: WordsLike, names: Iterable[str] | None = None, kind: str = "text", align: SupportsIndex = 16
     ) -> Blocks:
         """Return new blocks of the given sizes in bytes; one crossing, all or none."""
-        words = memory.to_words(sizes, "sizes")
-        addresses = memory.alloc_many(self._use(), self.number, kind, words, align, names)
-        return Blocks(self, addresses, words, names, kind)
+        words, texts = memory.to_words(sizes, "sizes"), memory.to_texts(names)
+        addresses = memory.alloc_many(self._use(), self.number, kind, words, align, texts)
+        return Blocks(self, addresses, words, texts, kind)
 
     def place_many(
         self,
         codes: Iterable[BytesLike],
-        names: Sequence[str] | None = None,
+        names: Iterable[str] | None = None,
         kind: str = "text",
         align: SupportsIndex = 16,
     ) -> Blocks:
@@ -649,8 +623,9 @@ class Domain:
             raise InvalidArgumentError(message) from None
         bounds: Words = np.zeros(len(parts) + 1, dtype=np.uint64)
         np.cumsum([len(part) for part in parts], out=bounds[1:], dtype=np.uint64)
-        addresses = memory.place_many(self._use(), self.number, kind, b"".join(parts), bounds, align, names)
-        return Blocks(self, addresses, np.diff(bounds), names, kind)
+        texts = memory.to_texts(names)
+        addresses = memory.place_many(self._use(), self.number, kind, b"".join(parts), bounds, align, texts)
+        return Blocks(self, addresses, np.diff(bounds), texts, kind)
 
     # -- asking --
 
@@ -662,7 +637,8 @@ class Domain:
     @property
     def limit(self) -> int | None:
         """Bytes that live blocks may occupy, None for no limit; below what is in use stops further ones."""
-        value: int = self._ledger().limit
+        with GATE:
+            value: int = self._ledger().limit
         return None if value == WORD_MAX else value
 
     @limit.setter
@@ -674,7 +650,8 @@ class Domain:
     @property
     def write_mode(self) -> str:
         """How bytes get into its executable views: the mode in use, never "auto"."""
-        return memory.MODE_NAMES[self._ledger().write_mode]
+        with GATE:
+            return memory.MODE_NAMES[self._ledger().write_mode]
 
     def find(self, address: SupportsIndex) -> memory.Info:
         """Return what is known of the block of this domain that owns an address; see ``execmem.find``."""
@@ -719,8 +696,9 @@ class Domain:
         The columns are those of ``execmem_pack`` in ``csrc/execmem.h``, those marked private there included. The array
         counts as a holder: ``close`` is refused until it is dropped. Copy what is to outlive the domain.
         """
-        header = self._ledger()
-        return self._table(header.packs_offset, header.packs_top, ledger.PACK_DTYPE)
+        with GATE:
+            header = self._ledger()
+            return self._table(header.packs_offset, header.packs_top, ledger.PACK_DTYPE)
 
     def blocks(self) -> npt.NDArray[np.void]:
         """Return the table of block records, zero-copy and read-only, in no order.
@@ -728,8 +706,9 @@ class Domain:
         A record whose ``address`` is 0 is free; ``state`` is one of ``enum execmem_block_state`` (1 reserved, 2 filled,
         3 dying). ``names`` reads the names. A holder as in ``packs``.
         """
-        header = self._ledger()
-        return self._table(header.blocks_offset, header.blocks_top, ledger.BLOCK_DTYPE)
+        with GATE:
+            header = self._ledger()
+            return self._table(header.blocks_offset, header.blocks_top, ledger.BLOCK_DTYPE)
 
     def live_blocks(self) -> npt.NDArray[np.void]:
         """Return a copy of the records of live blocks, by address.
@@ -752,20 +731,22 @@ class Domain:
         The newest is the row ``(header()["events"][0] - 1) % len(ring)``, ``op`` is one of ``enum execmem_event_op``. A
         holder as in ``packs``.
         """
-        header = self._ledger()
-        return self._table(header.events_offset, min(header.events, header.events_max), ledger.EVENT_DTYPE)
+        with GATE:
+            header = self._ledger()
+            return self._table(header.events_offset, min(header.events, header.events_max), ledger.EVENT_DTYPE)
 
     def names(self, records: npt.NDArray[np.void]) -> list[str]:
         """Return the names of block records, an empty text for none; about 1 us a name."""
-        header = self._ledger()
-        heap = self._table(header.names_offset, header.names_top, ledger.NAME_DTYPE)
+        with GATE:
+            header = self._ledger()
+            heap = self._table(header.names_offset, header.names_top, ledger.NAME_DTYPE)
         return [ledger.read_name(heap, cell) for cell in records["name"].tolist()]
 
     def _table(self, offset: int, count: int, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """Return records of the ledger as an array that keeps the domain and counts as a holder."""
         with GATE:
             start = int(ffi.cast(WORD, self._ledger()))
-            table = ledger.Table(self, self._holders, start + offset, count, dtype.itemsize)
+            table = ledger.Table(self, start + offset, count, dtype.itemsize)
         records: npt.NDArray[np.void] = np.asarray(table).view(dtype)
         return records
 
@@ -803,16 +784,28 @@ class Domain:
         if code:
             raise_last(code)
         for domain in family:
-            domain._handle = domain._header = None
+            domain._leave()
 
-    def __del__(self) -> None:
-        """Close by force: blocks, views and tables keep their domain, so nobody has any of them."""
-        if getattr(self, "_handle", None) is None or self._is_root:
-            return
-        code = lib.execmem_domain_close(self._handle, 1)
+    def _leave(self) -> None:
+        """Know that the domain is closed, and leave the children of its parent."""
         self._handle = self._header = None
-        if code and code not in GONE:
-            raise_last(code)
+        if self.parent is not None:
+            self.parent._children.pop(id(self), None)
+
+    def __del__(self, _gate: Any = GATE) -> None:
+        """Close by force, unless a collection came to the domain before it came to who needs it."""
+        with _gate:
+            if getattr(self, "_handle", None) is None or self._is_root:
+                return
+            if self._holders or self._children:
+                self._lost = True
+                return
+            code = lib.execmem_domain_close(self._handle, 1)
+            self._leave()
+            if self.parent is not None and self.parent._lost:
+                self.parent.__del__()
+            if code and code not in GONE:
+                raise_last(code)
 
     def __enter__(self) -> Self:
         """Return the domain."""
@@ -827,8 +820,9 @@ class Domain:
 
     def __len__(self) -> int:
         """Return the number of live blocks of its own."""
-        live: int = self._ledger().live_blocks
-        return live
+        with GATE:
+            live: int = self._ledger().live_blocks
+            return live
 
     def __bool__(self) -> bool:
         """Say yes: an empty domain is a domain."""
@@ -836,14 +830,15 @@ class Domain:
 
     def __repr__(self) -> str:
         """Tell name, number, blocks, bytes, limit and write mode."""
-        header = self._header
-        if header is None:
-            return f"<Domain {self.name!r} closed>"
-        limit = "no limit" if self.limit is None else f"limit {self.limit}"
-        return (
-            f"<Domain {self.name!r} ({self.number}) {header.live_blocks} blocks, {header.live_bytes} bytes, "
-            f"{header.packs_live} packs, {limit}, {self.write_mode}>"
-        )
+        with GATE:
+            header = self._header
+            if header is None:
+                return f"<Domain {self.name!r} closed>"
+            limit = "no limit" if self.limit is None else f"limit {self.limit}"
+            return (
+                f"<Domain {self.name!r} ({self.number}) {header.live_blocks} blocks, {header.live_bytes} bytes, "
+                f"{header.packs_live} packs, {limit}, {self.write_mode}>"
+            )
 
 
 ROOTS: Final[list[Domain]] = []  # the newest is the one of this process

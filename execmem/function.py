@@ -97,17 +97,21 @@ class Function:
 
     __slots__ = ("__name__", "_call", "_keep", "_pointers", "_result", "address", "signature")
 
-    def __init__(self, address: int, signature: str, name: str, keep: object) -> None:
-        """Make a callable of the code at ``address``; ``keep`` is held for as long as the callable lives."""
+    def __init__(self, address: int, signature: str, name: str) -> None:
+        """Make a callable of the code at ``address``."""
         result, parameters = parse_signature(signature)
         listed = ", ".join(C_TYPES[parameter] for parameter in parameters) or "void"
         self.address = address
         self.signature = f"{result}({','.join(parameters)})"
         self.__name__ = name
-        self._keep = keep
+        self._keep: object = None
         self._result = result
         self._pointers = tuple(number for number, parameter in enumerate(parameters) if parameter == "ptr")
         self._call = ffi.cast(f"{C_TYPES.get(result, 'void')}(*)({listed})", address)
+
+    def keep(self, keep: object) -> None:
+        """Hold an object for as long as the callable lives."""
+        self._keep = keep
 
     def __call__(self, *arguments: object) -> Any:
         """Run the code; the interpreter lock is released meanwhile."""

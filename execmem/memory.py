@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
@@ -139,6 +139,19 @@ def to_name(name: str | None) -> Any:
         message = f"the name {name!r} contains a NUL character"
         raise InvalidArgumentError(message)
     return encoded
+
+
+def to_texts(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Return the names of a batch as a tuple of its own; ``to_names`` judges them."""
+    if names is None:
+        return None
+    try:
+        if not isinstance(names, str):
+            return tuple(names)
+    except TypeError:
+        pass
+    message = f"names must be a sequence of texts, one for each block, not {type(names).__name__}"
+    raise InvalidArgumentError(message)
 
 
 def to_names(names: Sequence[str] | None, count: int) -> Any:
@@ -385,7 +398,9 @@ def execmem_fill_many(addresses: WordsLike, data: BytesLike, offsets: WordsLike)
 
 def execmem_free_many(addresses: WordsLike) -> None:
     """Free blocks of the default domain by their addresses, all of them or none."""
-    free_many(NULL, to_words(addresses, "addresses"))
+    words = to_words(addresses, "addresses")
+    sys.audit("execmem.free", words)
+    free_many(NULL, words)
 
 
 def alloc_many(  # noqa: PLR0913, PLR0917 - it is the C call
@@ -436,8 +451,7 @@ def place_many(  # noqa: PLR0913, PLR0917 - it is the C call
 
 
 def free_many(handle: Any, addresses: Words) -> None:
-    """``execmem_free_many`` of C on the domain of a handle."""
-    sys.audit("execmem.free", addresses)
+    """``execmem_free_many`` of C on the domain of a handle; the caller has audited it."""
     code = lib.execmem_free_many(handle, len(addresses), words_pointer(addresses))
     if code:
         raise_last(code, batch=True, freeing=True)
@@ -459,6 +473,48 @@ class Info:
     kind: str
     domain: int
     name: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Numbers of a domain at one moment; bytes unless the name tells otherwise, ``limit`` None for none.
+
+    ``resident_bytes``, ``huge_bytes``, ``ledger_bytes``, ``huge_packs`` and ``vmas`` are what the kernel reports, not
+    what was asked of it.
+    """
+
+    live_blocks: int
+    live_bytes: int
+    used_bytes: int
+    charged_bytes: int
+    limit: int | None
+    resident_bytes: int
+    huge_bytes: int
+    ledger_bytes: int
+    packs: int
+    full_packs: int
+    huge_packs: int
+    vmas: int
+    largest_free: int
+    allocs: int
+    frees: int
+    fills: int
+    fill_bytes: int
+    packs_made: int
+    packs_returned: int
+    collapses: int
+    collapse_failures: int
+    refusals: int
+    window: int
+    window_bytes: int
+    write_mode: str
+    far: bool
+    domain: int
+    parent: int
+
+    def as_dict(self) -> dict[str, int | str | bool | None]:
+        """Return the same as a dict."""
+        return asdict(self)
 
 
 def find(address: SupportsIndex) -> Info:

@@ -289,11 +289,18 @@ def test_wrong_codes_are_refused(codes: Any, domain: execmem.Domain) -> None:
         domain.place_many(codes)
 
 
-@pytest.mark.parametrize("names", [["one"], ["a", "b", "c"], "ab", ["a", None], ["a", "b\0c"]])
+@pytest.mark.parametrize("names", [["one"], ["a", "b", "c"], "ab", ["a", None], ["a", "b\0c"], 5, iter("a")])
 def test_wrong_names_are_refused(names: Any, domain: execmem.Domain) -> None:
     with pytest.raises(execmem.InvalidArgumentError, match="name"):
         domain.place_many([b"a", b"b"], names=names)
     assert len(domain) == 0
+
+
+def test_names_are_any_iterable_and_copied(domain: execmem.Domain) -> None:
+    names = ["a", "b"]
+    blocks, others = domain.place_many([b"1", b"2"], names=names), domain.alloc_many([1, 2], names=iter(names))
+    names.clear()
+    assert [block.name for block in (*blocks, *others)] == ["a", "b", "a", "b"]
 
 
 def test_batches_take_any_buffer(domain: execmem.Domain) -> None:
@@ -636,6 +643,47 @@ def test_a_cycle_is_collected() -> None:
     assert execmem.default_domain().stats().charged_bytes == before
 
 
+class Last:
+    """Has a ``__del__`` that a collection runs while everything around it is garbage too."""
+
+    def __init__(self, told: list[Any], tell: Callable[[Any], Any]) -> None:
+        self.told, self.tell, self.me = told, tell, self
+
+    def __del__(self) -> None:
+        self.told.append(self.tell(self))
+
+
+def test_a_collected_child_knows_that_it_is_closed() -> None:
+    told: list[str] = []
+    before = execmem.default_domain().stats().charged_bytes
+    last: Any = Last(told, lambda last: repr(last.child))
+    last.parent = execmem.Domain("parent")
+    last.child = execmem.Domain("child", parent=last.parent)
+    last.block = last.child.place(ADD7)
+    del last
+    gc.collect()
+    assert len(told) == 1
+    assert told[0].startswith("<Domain 'child' ")
+    assert execmem.default_domain().stats().charged_bytes == before
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_a_finalizer_saves_lives_until_it_is_dropped(batch: bool) -> None:
+    told: list[Any] = []
+    before = execmem.default_domain().stats().charged_bytes
+    last: Any = Last(told, lambda last: (last.block.view, last.domain.packs()))
+    last.domain = execmem.Domain("saved", parent=execmem.Domain("above"))
+    last.blocks = last.domain.place_many([ADD7] * 2) if batch else [last.domain.place(ADD7)]
+    last.block = last.blocks[0]
+    del last
+    gc.collect()
+    assert told[0][0].tobytes() == ADD7
+    assert len(told[0][1]) == 1
+    told.clear()
+    gc.collect()
+    assert execmem.default_domain().stats().charged_bytes == before
+
+
 def test_the_default_domain_is_never_closed() -> None:
     root = execmem.default_domain()
     assert root is execmem.default_domain()
@@ -657,6 +705,12 @@ def test_a_block_of_another_domain_is_not_found(domain: execmem.Domain) -> None:
 def test_a_wrong_name_of_a_domain_is_refused(name: Any) -> None:
     with pytest.raises(execmem.InvalidArgumentError, match="name"):
         execmem.Domain(name)
+
+
+def test_a_wrong_parent_is_refused() -> None:
+    wrong: Any = 3
+    with pytest.raises(execmem.InvalidArgumentError, match="parent is 3"):
+        execmem.Domain(parent=wrong)
 
 
 def test_a_domain_without_a_name() -> None:
@@ -696,6 +750,68 @@ def test_one_of_two_threads_frees_a_block(domain: execmem.Domain) -> None:
             thread.join()
         assert sorted(freed) == list(range(50))
     assert len(domain) == 0
+
+
+def test_a_domain_is_asked_while_it_closes(run_child: Callable[..., str]) -> None:
+    told = run_child(
+        """
+        import sys, threading, time, execmem
+        sys.setswitchinterval(1e-6)
+        current, stop, wrong = [execmem.Domain()], threading.Event(), []
+
+        def ask():
+            while not stop.is_set():
+                domain = current[0]
+                try:
+                    while not stop.is_set():
+                        len(domain), domain.limit, domain.write_mode, domain.closed or repr(domain)
+                except execmem.ClosedError:
+                    pass
+                except BaseException as error:
+                    wrong.append(error)
+                    raise
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            current[0] = domain = execmem.Domain(window="2M")
+            domain.close()
+        stop.set()
+        for thread in threads:
+            thread.join()
+        print(wrong)
+        """
+    )
+    assert told == "[]"
+
+
+def test_a_fork_waits_for_other_threads(run_child: Callable[..., str]) -> None:
+    told = run_child(
+        """
+        import os, signal, threading, warnings, execmem
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stop = threading.Event()
+
+        def work():
+            while not stop.is_set():
+                execmem.Domain(window="2M").close()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(20):
+            if os.fork() == 0:
+                signal.alarm(10)
+                execmem.Domain(window="2M").close()
+                os._exit(0)
+            assert os.wait()[1] == 0
+        stop.set()
+        thread.join()
+        print("forked")
+        """
+    )
+    assert told == "forked"
 
 
 def test_a_forked_child_is_refused_and_makes_its_own(run_child: Callable[..., str]) -> None:

@@ -161,6 +161,34 @@ def test_a_callable_keeps_its_block(domain: execmem.Domain) -> None:
 
 
 @needs_x86
+def test_a_refused_callable_holds_nothing(domain: execmem.Domain) -> None:
+    with domain.place(ADD7) as block:
+        for signature in ("bogus", "i64(what)"):
+            with pytest.raises(execmem.InvalidArgumentError) as caught:
+                block.function(signature)
+            assert not block._holders, caught
+    assert block.state == "freed"
+
+
+@needs_x86
+def test_a_callable_is_called_by_a_finalizer_of_a_collection() -> None:
+    told: list[int] = []
+    before = execmem.default_domain().stats().charged_bytes
+
+    class Last:
+        def __init__(self) -> None:
+            self.function = execmem.Domain("cycle").place(ADD7).function("i64(i64)")
+            self.me = self
+
+        def __del__(self) -> None:
+            told.append(self.function(35))
+
+    Last()
+    gc.collect()
+    assert told == [42]
+    assert execmem.default_domain().stats().charged_bytes == before
+
+
 def test_a_call_in_flight_keeps_its_block(run_child: Callable[..., str]) -> None:
     # The code spins until a byte of its argument is set: pause; cmp byte [rdi], 0; je -7; ret
     told = run_child(

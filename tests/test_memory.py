@@ -333,6 +333,64 @@ def test_a_hook_may_refuse(run_child: Callable[..., str]) -> None:
     assert told == "not that large 0"
 
 
+def test_a_hook_that_refuses_a_free_changes_nothing(run_child: Callable[..., str]) -> None:
+    told = run_child(
+        """
+        import sys, execmem
+        domain, veto, unraisable = execmem.Domain(), [], []
+        sys.unraisablehook = lambda told: unraisable.append(str(told.exc_value))
+
+        def hook(name, args):
+            if name == "execmem.free" and veto:
+                raise RuntimeError("veto")
+
+        sys.addaudithook(hook)
+        block, blocks = domain.place(b"a"), domain.place_many([b"b"] * 3)
+        element = blocks[0]
+        veto.append(1)
+        for free in (block.free, blocks.free, element.free):
+            try:
+                free()
+            except RuntimeError:
+                continue
+            raise SystemExit("not refused")
+        veto.clear()
+        assert len(domain) == 4 and block.state == element.state == "filled"
+        element.free()
+        assert len(domain) == 3
+        veto.append(1)
+        del element, block, blocks, free  # a collection cannot be refused
+        print(len(domain), unraisable)
+        """
+    )
+    assert told == "0 ['veto', 'veto']"
+
+
+def test_a_hook_may_free_first(run_child: Callable[..., str]) -> None:
+    told = run_child(
+        """
+        import sys, execmem
+        domain = execmem.Domain()
+        block, blocks = domain.place(b"a"), domain.place_many([b"b"] * 3)
+        todo, victims = [], []
+
+        def hook(name, args):
+            if name == "execmem.free" and todo:
+                todo.pop()()
+                victims.append(domain.place(b"victim"))
+
+        sys.addaudithook(hook)
+        for free in (block.free, blocks.free, domain.alloc_many([1])[0].free):
+            todo.append(free)
+            try:
+                free()
+            except execmem.DoubleFreeError:
+                print(victims[-1].state)
+        """
+    )
+    assert told.split() == ["filled"] * 3
+
+
 # ---- trouble: system calls that fail, limits and policies of the system ----
 
 TROUBLE = ("F", ".F", "..F", "...F", "F*")
