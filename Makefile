@@ -4,7 +4,9 @@
 #   make test       C tests and Python tests          make test-c   C tests only, asserts on
 #   make asan       both under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make valgrind   C tests, short, under memcheck    make lint     every formatter and checker
-#   make bench      the benchmarks                    make format   lay the source out as lint wants it
+#   make bench      pytest-benchmark over the peers    make format   lay the source out as lint wants it
+#   make bench-run  the comparison, 15 minutes: benchmarks/results/        make bench-goals  which goals hold
+#   make bench-table  the tables of README.md and docs/ from results/         make bench-check  no ratio 15 % worse
 #   make clean
 #
 # VENV=dir takes another virtual environment; TESTS='tests/test_x.py -k y' narrows what test and asan run.
@@ -29,7 +31,7 @@ LDFLAGS_asan := -fsanitize=address,undefined
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: build test test-c asan asan-c asan-python valgrind bench lint format clean
+.PHONY: build test test-c asan asan-c asan-python valgrind bench bench-run bench-table bench-goals bench-check lint format clean
 
 # ---- the package ----
 
@@ -48,8 +50,29 @@ $(INSTALLED): $(INPUTS) | $(PY)
 test: build test-c
 	$(PY) -m pytest $(TESTS)
 
-bench: build
+# ---- benchmarks: benchmarks/README.md says what is needed ----
+
+BENCH := $(BUILD)/.bench-installed
+
+$(BENCH): $(INSTALLED)
+	$(PY) -m pip install -q -e '.[bench]'
+	@touch $@
+
+bench: $(BENCH)
 	$(PY) -m pytest benchmarks
+
+bench-run: $(BENCH)
+	$(PY) benchmarks/run.py
+	$(PY) benchmarks/python_layer.py --out benchmarks/results/python.json
+
+bench-table: build
+	$(PY) benchmarks/run.py --table
+
+bench-goals: build
+	$(PY) benchmarks/run.py --goals
+
+bench-check: build
+	$(PY) benchmarks/run.py --regress
 
 # ---- C tests: one program for each tests/c/test_*.c, linked with the whole core; objects are kept by flavour ----
 

@@ -26,7 +26,35 @@ STRICT = ["-Wall", "-Wextra", "-Wundef", "-Wshadow"]
 C_FLAGS = [*COMMON, *STRICT, "-std=c11"]
 CXX_FLAGS = [*COMMON, "-Wall", "-Wextra", "-std=c++17"]
 
-ASMJIT_PROBE = "#include <asmjit/core.h>\nint main() { asmjit::JitAllocator a; return a.blockSize() == 0; }\n"
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """What a peer needs: a program that shows it is there, how it is linked, and where it comes from."""
+
+    probe: str
+    link: tuple[str, ...]
+    package: str  # as Debian names it
+    cxx: bool = False
+
+
+LIBRARIES = {
+    "asmjit": Library(
+        "#include <asmjit/core.h>\nint main() { asmjit::JitAllocator a; return a.blockSize() == 0; }\n",
+        ("-lasmjit",),
+        "libasmjit-dev",
+        cxx=True,
+    ),
+    # The driver loads mimalloc itself, in one peer's process: linked, it would take the place of malloc in all of them.
+    "mimalloc": Library(
+        "#include <mimalloc.h>\nint main(void) { return sizeof(&mi_heap_new_in_arena) == 0; }\n", (), "libmimalloc-dev"
+    ),
+    "libffi": Library(
+        "#include <ffi.h>\nint main(void) { void *p; return ffi_closure_alloc(sizeof(ffi_closure), &p) == 0; }\n",
+        ("-lffi",),
+        "libffi-dev",
+    ),
+    "tcc": Library("#include <libtcc.h>\nint main(void) { return tcc_new() == 0; }\n", ("-ltcc", "-ldl"), "libtcc-dev"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +90,18 @@ def call(command: list[str]) -> None:
         raise RuntimeError(message)
 
 
-def probe_asmjit(cxx: list[str]) -> str | None:
-    """Return why AsmJit cannot be used, or None."""
-    if version_of(cxx) == "not found":
-        return f"no C++ compiler: {shlex.join(cxx)} is not found"
+def probe(name: str, cc: list[str], cxx: list[str]) -> str | None:
+    """Return why a library cannot be used, or None."""
+    library = LIBRARIES[name]
+    tool, standard, suffix = (cxx, "-std=c++17", "cpp") if library.cxx else (cc, "-std=c11", "c")
+    if version_of(tool) == "not found":
+        return f"no compiler: {shlex.join(tool)} is not found"
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "probe.cpp"
-        source.write_text(ASMJIT_PROBE, encoding="utf-8")
-        command = [*cxx, "-std=c++17", str(source), "-o", str(Path(scratch) / "probe"), "-lasmjit"]
+        source = Path(scratch) / f"probe.{suffix}"
+        source.write_text(library.probe, encoding="utf-8")
+        command = [*tool, standard, str(source), "-o", str(Path(scratch) / "probe"), *library.link, "-lm", "-pthread"]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return None if run.returncode == 0 else "AsmJit is not installed (Debian: apt install libasmjit-dev)"
+    return None if run.returncode == 0 else f"not installed (Debian: apt install {library.package})"
 
 
 def state(sources: list[Path], *words: object) -> str:
@@ -97,21 +127,24 @@ def build() -> Harness:
     """Build what is not up to date."""
     cc, cxx = compiler("CC", "cc"), compiler("CXX", "c++")
     compilers = {"c": version_of(cc), "c++": version_of(cxx)}
-    why = probe_asmjit(cxx)
-    missing = {"asmjit": why} if why else {}
+    missing = {name: why for name in LIBRARIES if (why := probe(name, cc, cxx))}
+    found = [name for name in LIBRARIES if name not in missing]
     core = find(*CORE)
-    harness = [p for p in find("benchmarks/harness/*.c", "benchmarks/harness/*.cpp") if not why or p.suffix == ".c"]
+    left_out = {f"peer_{name}" for name in missing}
+    harness = [p for p in find("benchmarks/harness/*.c", "benchmarks/harness/*.cpp") if p.stem not in left_out]
     design = Path("benchmarks/pack_design.c")
     built = Harness(OUT / "driver", OUT / "pack_design", missing, compilers)
-    now = state([*core, *harness, design, *find(*HEADERS)], cc, cxx, compilers, why, C_FLAGS, CXX_FLAGS)
+    now = state([*core, *harness, design, *find(*HEADERS)], cc, cxx, compilers, missing, C_FLAGS, CXX_FLAGS)
     stamp = OUT / "state"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == now:
         return built
     OUT.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
-    objects = compile_all([*core, *harness, design], cc, cxx, ["-DBENCH_EXECMEM", *([] if why else ["-DBENCH_ASMJIT"])])
-    link, libraries = (cc, ["-lm"]) if why else (cxx, ["-lasmjit", "-lm"])
-    call([*link, "-pthread", *(objects[path] for path in [*core, *harness]), *libraries, "-o", str(built.driver)])
+    defines = ["-DBENCH_EXECMEM", *(f"-DBENCH_{name.upper()}" for name in found)]
+    objects = compile_all([*core, *harness, design], cc, cxx, defines)
+    link = cxx if any(LIBRARIES[name].cxx for name in found) else cc
+    libraries = [word for name in found for word in LIBRARIES[name].link]
+    call([*link, "-pthread", *(objects[p] for p in [*core, *harness]), *libraries, "-lm", "-o", str(built.driver)])
     mix = objects[Path("benchmarks/harness/mix.c")]
     call(
         [*cc, "-pthread", objects[design], mix, *(objects[path] for path in core), "-lm", "-o", str(built.pack_design)]

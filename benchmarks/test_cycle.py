@@ -22,18 +22,7 @@ if TYPE_CHECKING:
 
     from execmem import Domain
 
-PEERS = [
-    "execmem-alias",
-    "execmem-syscall",
-    "execmem-procmem",
-    "execmem-flip",
-    "asmjit",
-    "asmjit-dual-pools",
-    "progpack",
-    "mmap",
-    "glibc",
-    "floor",
-]
+PEERS = ["execmem-alias", "execmem-syscall", "asmjit", "progpack", "page", "mimalloc-twin", "glibc", "floor"]
 LIVES = [1_000, 100_000]
 ROUNDS = 7
 CYCLES = 10_000  # in a round, the same for every peer, so that pytest-benchmark's table compares like with like

@@ -1,95 +1,25 @@
 /* cycle: see cycle.h. */
-#include "cycle.h"
-#include "mix.h"
-#include "peer.h"
+#include "bench.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#if defined(__x86_64__)
-#include <x86intrin.h>
-#endif
 
-enum { SOURCE_STARTS = 64, SOURCE_STEP = 64, AGE_MIN = 2000, AGE_MAX = 200000, WARM_SHARE = 8, WARM_MIN = 200 };
-
-struct block {
-	struct span span;
-	uint32_t size;
-	uint32_t source; /* offset of its bytes in the source */
-};
-
-struct op {
-	uint32_t slot;
-	uint32_t size;
-	uint32_t source;
-};
-
-struct bench {
-	const struct peer *peer;
-	const struct mix *mix;
-	void *state;
-	struct block *blocks;
-	uint64_t live;  /* slots */
-	uint64_t grown; /* slots that hold a block */
-	struct rng rng;
-	unsigned char *source;
-	struct op *ops;
-	uint64_t ops_count;
-	uint64_t ops_room;
-	struct bench_memory before;
-};
-
-static uint64_t read_clock(clockid_t clock)
-{
-	struct timespec t;
-
-	clock_gettime(clock, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* CPU time of this thread, the kernel's work for it included: on an idle machine the same as the time that passes, on a busy
- * one without the time others had the CPU. No peer here works in another thread or sleeps. */
-static uint64_t now(void)
-{
-	return read_clock(CLOCK_THREAD_CPUTIME_ID);
-}
+enum { AGE_MIN = 2000, AGE_MAX = 2000000, OPS_MAX = 200000, AGE_STEP = 1000, WARM_SHARE = 8, WARM_MIN = 200, RET = 0xC3 };
 
 /* ---- what a cycle does ---- */
 
-static inline int place(const struct bench *b, struct block *block)
-{
-	const unsigned char *code = b->source + block->source;
-
-	if (b->peer->place != NULL)
-		return b->peer->place(b->state, code, block->size, &block->span);
-	if (b->peer->alloc(b->state, block->size, &block->span) != 0)
-		return -1;
-	return b->peer->write(b->state, &block->span, code, block->size);
-}
-
-static int run_ops(struct bench *b)
+int bench_run_ops(struct bench *b)
 {
 	int failed = 0;
 
 	for (const struct op *op = b->ops, *end = op + b->ops_count; op < end && !failed; op++) {
 		struct block *block = &b->blocks[op->slot];
-		failed |= b->peer->free(b->state, &block->span, block->size);
+		failed |= bench_free(b, block);
 		block->size = op->size;
 		block->source = op->source;
-		failed |= place(b, block);
+		failed |= bench_place(b, block);
 	}
 	return failed ? -1 : 0;
-}
-
-static struct op draw_op(struct bench *b)
-{
-	struct op op;
-
-	op.slot = rng_below(&b->rng, (uint32_t)b->live);
-	op.size = mix_draw(b->mix, &b->rng);
-	op.source = rng_below(&b->rng, SOURCE_STARTS) * SOURCE_STEP;
-	return op;
 }
 
 int bench_draw(struct bench *b, uint64_t cycles)
@@ -102,101 +32,34 @@ int bench_draw(struct bench *b, uint64_t cycles)
 		b->ops_room = cycles;
 	}
 	b->ops_count = cycles;
-	for (uint64_t i = 0; i < cycles; i++)
-		b->ops[i] = draw_op(b);
+	for (struct op *op = b->ops, *end = op + cycles; op < end; op++) {
+		op->slot = rng_below(&b->rng, (uint32_t)b->live);
+		op->size = mix_draw(b->mix, &b->rng);
+		op->source = rng_below(&b->rng, SOURCE_STARTS) * SOURCE_STEP;
+	}
 	return 0;
 }
 
 double bench_run(struct bench *b)
 {
-	uint64_t start = now();
+	uint64_t start = bench_cpu();
 
-	if (run_ops(b) != 0)
+	if (bench_run_ops(b) != 0)
 		return -1;
-	return (double)(now() - start);
+	return (double)(bench_cpu() - start);
 }
 
-double bench_round(struct bench *b, uint64_t cycles)
+struct bench_round bench_round(struct bench *b, uint64_t cycles)
 {
 	uint64_t warm = cycles / WARM_SHARE < WARM_MIN ? WARM_MIN : cycles / WARM_SHARE;
+	struct bench_round round = {-1, -1};
 
-	if (bench_draw(b, warm) != 0 || run_ops(b) != 0 || bench_draw(b, cycles) != 0)
-		return -1;
-	double ns = bench_run(b);
-	return ns < 0 ? ns : ns / (double)cycles;
-}
-
-/* ---- tails ---- */
-
-/* Single operations are timed by what is cheapest to read, so in time that passes. */
-static inline uint64_t ticks(void)
-{
-#if defined(__x86_64__)
-	unsigned int cpu;
-	return __rdtscp(&cpu);
-#else
-	return read_clock(CLOCK_MONOTONIC);
-#endif
-}
-
-static double ns_per_tick(void)
-{
-	uint64_t ns = read_clock(CLOCK_MONOTONIC), start = ticks();
-
-	while (read_clock(CLOCK_MONOTONIC) - ns < 2000000)
-		;
-	return (double)(read_clock(CLOCK_MONOTONIC) - ns) / (double)(ticks() - start);
-}
-
-static int compare(const void *a, const void *b)
-{
-	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-
-	return (x > y) - (x < y);
-}
-
-static int time_ops(struct bench *b, uint32_t *samples[BENCH_OPS])
-{
-	int failed = 0;
-
-	for (uint64_t i = 0; i < b->ops_count && !failed; i++) {
-		const struct op *op = &b->ops[i];
-		struct block *block = &b->blocks[op->slot];
-		uint64_t start = ticks();
-		failed |= b->peer->free(b->state, &block->span, block->size);
-		uint64_t middle = ticks();
-		block->size = op->size;
-		block->source = op->source;
-		failed |= place(b, block);
-		samples[BENCH_PLACE][i] = (uint32_t)(ticks() - middle);
-		samples[BENCH_FREE][i] = (uint32_t)(middle - start);
-	}
-	return failed ? -1 : 0;
-}
-
-int bench_tail(struct bench *b, uint64_t cycles, struct bench_tail *out)
-{
-	static const double shares[BENCH_SHARES] = {0.5, 0.99, 0.999};
-	uint32_t *samples[BENCH_OPS] = {calloc(cycles, sizeof(uint32_t)), calloc(cycles, sizeof(uint32_t))};
-	int err = -1;
-
-	if (samples[0] == NULL || samples[1] == NULL || bench_draw(b, cycles) != 0 || time_ops(b, samples) != 0)
-		goto end;
-	const double ns = ns_per_tick();
-	for (int op = 0; op < BENCH_OPS; op++) {
-		qsort(samples[op], cycles, sizeof(uint32_t), compare);
-		for (int s = 0; s < BENCH_SHARES; s++)
-			out->ns[op][s] = samples[op][(uint64_t)((double)(cycles - 1) * shares[s])] * ns;
-	}
-	uint64_t start = ticks();
-	for (int i = 0; i < 1000; i++)
-		(void)ticks();
-	out->clock = (double)(ticks() - start) * ns / 1000;
-	err = 0;
-end:
-	free(samples[0]);
-	free(samples[1]);
-	return err;
+	if (bench_draw(b, warm) != 0 || bench_run_ops(b) != 0 || bench_draw(b, cycles) != 0)
+		return round;
+	uint64_t start = bench_wall();
+	round.cpu_ns = bench_run(b) / (double)cycles;
+	round.wall_ns = (double)(bench_wall() - start) / (double)cycles;
+	return round;
 }
 
 /* ---- memory ---- */
@@ -256,8 +119,9 @@ int bench_memory(struct bench *b, struct bench_memory *out)
 {
 	static volatile unsigned char seen;
 
-	for (uint64_t i = 0; i < b->grown; i++) /* what was written past the page tables is mapped by a look through them */
-		for (uint64_t at = 0; at < b->blocks[i].size; at += 4096)
+	/* what was written past the page tables is mapped by a look through them; a peer without `holds` has less to look at */
+	for (uint64_t i = 0; i < b->grown; i++)
+		for (uint64_t at = 0; at < (b->peer->holds ? b->blocks[i].size : 1); at += 4096)
 			seen = ((volatile unsigned char *)b->blocks[i].span.code)[at];
 	(void)seen;
 	if (read_memory(out) != 0)
@@ -268,8 +132,22 @@ int bench_memory(struct bench *b, struct bench_memory *out)
 	return 0;
 }
 
+void bench_tell_memory(const struct bench_memory *m, struct text *out)
+{
+	text_add(out,
+	         ", \"live_bytes\": %lu, \"resident_bytes\": %lu, \"resident_per_live\": %.3f, \"vmas\": %lu, \"huge_share\": %.3f",
+	         m->live_bytes, m->resident_bytes, m->live_bytes == 0 ? 0 : (double)m->resident_bytes / (double)m->live_bytes, m->vmas,
+	         m->huge_share);
+}
+
+uint64_t bench_aged(const struct bench *b)
+{
+	return b->aged;
+}
+
 /* ---- from birth to age ---- */
 
+/* Random bytes. Where a block may start stands a `ret`, so that every block can be called. */
 static int make_source(struct bench *b)
 {
 	size_t size = mix_max(b->mix) + SOURCE_STARTS * SOURCE_STEP;
@@ -281,6 +159,8 @@ static int make_source(struct bench *b)
 		uint64_t word = rng_next(&b->rng);
 		memcpy(b->source + at, &word, sizeof(word));
 	}
+	for (int i = 0; i < SOURCE_STARTS; i++)
+		b->source[i * SOURCE_STEP] = RET;
 	return 0;
 }
 
@@ -288,55 +168,97 @@ static int make_source(struct bench *b)
 static int draw_population(struct bench *b, struct peer_plan *plan)
 {
 	b->blocks = calloc(b->live, sizeof(*b->blocks));
-	b->ops_room = AGE_MAX;
+	b->ops_room = OPS_MAX;
 	b->ops = calloc(b->ops_room, sizeof(*b->ops));
 	if (b->blocks == NULL || b->ops == NULL)
 		return -1;
 	memset(b->ops, 1, b->ops_room * sizeof(*b->ops)); /* resident before the peer is */
 	for (uint64_t i = 0; i < b->live; i++) {
-		b->blocks[i].size = mix_draw(b->mix, &b->rng);
-		b->blocks[i].source = rng_below(&b->rng, SOURCE_STARTS) * SOURCE_STEP;
+		bench_draw_block(b, &b->blocks[i]);
 		plan->bytes += peer_round(b->blocks[i].size);
 	}
 	return 0;
 }
 
-static int grow(struct bench *b, char *why)
+static int grow(struct bench *b, double age_ms, char *why)
 {
 	uint64_t age = b->live * 2 < AGE_MIN ? AGE_MIN : b->live * 2 > AGE_MAX ? AGE_MAX : b->live * 2;
 
 	for (; b->grown < b->live; b->grown++)
-		if (place(b, &b->blocks[b->grown]) != 0) {
+		if (bench_place(b, &b->blocks[b->grown]) != 0) {
 			snprintf(why, PEER_WHY, "placing block %lu of %lu failed", b->grown + 1, b->live);
 			return -1;
 		}
-	if (bench_draw(b, age) == 0 && run_ops(b) == 0)
-		return 0;
-	snprintf(why, PEER_WHY, "replacing blocks at %lu live failed", b->live);
-	return -1;
+	for (uint64_t start = bench_cpu(); b->aged < age && (double)(bench_cpu() - start) < age_ms * 1e6; b->aged += AGE_STEP)
+		if (bench_draw(b, AGE_STEP) != 0 || bench_run_ops(b) != 0) {
+			snprintf(why, PEER_WHY, "replacing blocks at %lu live failed", b->live);
+			return -1;
+		}
+	return 0;
 }
 
-struct bench *bench_open(const char *peer, const char *mix, uint64_t live, uint64_t seed, char *why)
+static const char *refusal(const struct bench *b, const struct bench_plan *plan)
+{
+	if (b->peer == NULL)
+		return "no such peer was built";
+	if (b->mix == NULL)
+		return "no such mix";
+	if (plan->live == 0 || plan->live > UINT32_MAX)
+		return "no such population";
+	if (b->peer->only_mix != NULL && strcmp(b->peer->only_mix, plan->mix) != 0)
+		return "its blocks have one size: see the mix constant";
+	if (b->peer->blocks_max != 0 && plan->live > b->peer->blocks_max)
+		return "too slow for so many";
+	if (plan->threads > 1 && b->peer->sharing == PEER_ALONE)
+		return "cannot be used by several threads";
+	return NULL;
+}
+
+static struct bench *prepare(const struct bench_plan *plan, struct peer_plan *peer_plan, char *why)
 {
 	struct bench *b = calloc(1, sizeof(*b));
-	struct peer_plan plan = {.blocks = live, .seed = seed};
 
 	if (b == NULL)
 		return NULL;
-	b->peer = peer_find(peer);
-	b->mix = mix_find(mix);
-	b->live = live;
-	rng_seed(&b->rng, seed);
-	snprintf(why, PEER_WHY, "%s", b->peer == NULL ? "no such peer was built" : b->mix == NULL ? "no such mix" : "no memory");
-	if (b->peer == NULL || b->mix == NULL || live == 0 || live > UINT32_MAX || make_source(b) != 0 ||
-	    draw_population(b, &plan) != 0)
-		goto failed;
-	plan.bytes_max = mix_max(b->mix);
-	read_memory(&b->before);
-	b->state = b->peer->open(b->peer, &plan, why);
-	if (b->state != NULL && grow(b, why) == 0)
+	b->peer = peer_find(plan->peer);
+	b->mix = mix_find(plan->mix);
+	b->live = plan->live;
+	rng_seed(&b->rng, plan->seed);
+	const char *refused = refusal(b, plan);
+	snprintf(why, PEER_WHY, "%s", refused == NULL ? "no memory" : refused);
+	if (refused == NULL && make_source(b) == 0 && draw_population(b, peer_plan) == 0)
 		return b;
-failed:
+	bench_close(b);
+	return NULL;
+}
+
+struct bench *bench_open(const struct bench_plan *plan, char *why)
+{
+	struct peer_plan peer_plan = {.blocks = plan->live, .threads = plan->threads, .seed = plan->seed};
+	struct bench *b = prepare(plan, &peer_plan, why);
+
+	if (b == NULL)
+		return NULL;
+	peer_plan.bytes_max = mix_max(b->mix);
+	read_memory(&b->before);
+	b->state = b->peer->open(b->peer, &peer_plan, why);
+	if (b->state != NULL && grow(b, plan->age_ms, why) == 0)
+		return b;
+	bench_close(b);
+	return NULL;
+}
+
+struct bench *bench_join(const struct bench *first, const struct bench_plan *plan, char *why)
+{
+	struct peer_plan peer_plan = {0};
+	struct bench *b = prepare(plan, &peer_plan, why);
+
+	if (b == NULL)
+		return NULL;
+	b->state = first->state;
+	b->shares_state = 1;
+	if (grow(b, plan->age_ms, why) == 0)
+		return b;
 	bench_close(b);
 	return NULL;
 }
@@ -347,8 +269,9 @@ void bench_close(struct bench *b)
 		return;
 	if (b->state != NULL) {
 		for (uint64_t i = 0; i < b->grown; i++)
-			b->peer->free(b->state, &b->blocks[i].span, b->blocks[i].size);
-		b->peer->close(b->state);
+			bench_free(b, &b->blocks[i]);
+		if (!b->shares_state)
+			b->peer->close(b->state);
 	}
 	free(b->ops);
 	free(b->blocks);

@@ -57,18 +57,20 @@ void allocator_close(void *state)
 
 constexpr struct peer make(const char *name, const char *about, JitAllocatorOptions options, int traps)
 {
-	return {name,
-	        about,
-	        1,
-	        traps,
-	        1,
-	        static_cast<int>(options),
-	        allocator_open,
-	        nullptr,
-	        allocator_alloc,
-	        allocator_write,
-	        allocator_free,
-	        allocator_close};
+	struct peer peer{};
+	peer.name = name;
+	peer.about = about;
+	peer.executable = 1;
+	peer.traps = traps;
+	peer.holds = 1;
+	peer.variant = static_cast<int>(options);
+	peer.sharing = PEER_SHARED; // JitAllocator has a lock of its own
+	peer.open = allocator_open;
+	peer.alloc = allocator_alloc;
+	peer.write = allocator_write;
+	peer.free = allocator_free;
+	peer.close = allocator_close;
+	return peer;
 }
 
 } // namespace

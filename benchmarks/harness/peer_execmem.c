@@ -44,9 +44,39 @@ static void execmem_close(void *state)
 	execmem_domain_close(state, 1);
 }
 
+static int place_many(void *state, size_t count, const void *code, const uint64_t *offsets, uint64_t *out)
+{
+	return execmem_place_many(state, EXECMEM_TEXT, count, code, offsets, CODE_ALIGN, NULL, out);
+}
+
+static int free_many(void *state, size_t count, const uint64_t *addresses)
+{
+	return execmem_free_many(state, count, addresses);
+}
+
+/* The ledger's own counters: three plain reads. Nobody but the library writes them. */
+static uint64_t pack_events(void *state)
+{
+	const volatile execmem_header *header = execmem_domain_ledger(state);
+
+	return header->packs_made + header->packs_returned + header->collapses + header->collapse_failures;
+}
+
+static void tell(void *state, struct peer_told *out)
+{
+	execmem_stats stats;
+
+	if (execmem_domain_stats(state, &stats) != 0)
+		return;
+	out->largest_free = (int64_t)stats.largest_free;
+	out->packs = (int64_t)stats.full_packs;
+	out->huge_packs = (int64_t)stats.huge_packs;
+}
+
 #define EXECMEM(mode)                                                                                                              \
 	.executable = 1, .traps = 1, .holds = 1, .variant = (mode), .open = execmem_open, .place = place, .alloc = alloc,              \
-	.write = fill, .free = release, .close = execmem_close
+	.write = fill, .free = release, .close = execmem_close, .place_many = place_many, .free_many = free_many,                      \
+	.sharing = PEER_SHARED, .pack_events = pack_events, .tell = tell
 
 const struct peer peers_execmem[] = {
 	{.name = "execmem-alias", .about = "execmem, a second writable view", EXECMEM(EXECMEM_MODE_ALIAS)},

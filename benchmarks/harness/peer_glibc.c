@@ -44,6 +44,7 @@ const struct peer peers_glibc[] = {
 	{.name = "glibc",
 	 .about = "malloc and free, not executable, no traps",
 	 .holds = 1,
+	 .sharing = PEER_SHARED,
 	 .open = glibc_open,
 	 .alloc = glibc_alloc,
 	 .write = glibc_write,

@@ -24,6 +24,7 @@ struct progpack {
 	pthread_mutex_t lock;
 	struct prog_pack *first;
 	struct prog_pack **last; /* where the next pack's address goes */
+	uint64_t events;         /* packs made and given back */
 };
 
 /* First bit at or after `from` that equals `value`, or CHUNKS. */
@@ -99,6 +100,7 @@ static struct prog_pack *add_pack(struct progpack *p)
 	}
 	*p->last = pack;
 	p->last = &pack->next;
+	p->events++;
 	return pack;
 }
 
@@ -153,10 +155,29 @@ static int progpack_free(void *state, const struct span *at, size_t size)
 				p->last = link;
 			twin_close(&pack->twin);
 			free(pack);
+			p->events++;
 		}
 	}
 	pthread_mutex_unlock(&p->lock);
 	return pack == NULL ? -1 : 0;
+}
+
+static uint64_t progpack_events(void *state)
+{
+	return ((volatile struct progpack *)state)->events;
+}
+
+static void progpack_tell(void *state, struct peer_told *out)
+{
+	size_t longest = 0, end;
+
+	out->packs = 0;
+	for (struct prog_pack *pack = ((struct progpack *)state)->first; pack != NULL; pack = pack->next, out->packs++)
+		for (size_t start = find_bit(pack->used, 0, 0); start < CHUNKS; start = find_bit(pack->used, end, 0)) {
+			end = find_bit(pack->used, start, 1);
+			longest = end - start > longest ? end - start : longest;
+		}
+	out->largest_free = (int64_t)(longest * PEER_CHUNK);
 }
 
 static void progpack_close(void *state)
@@ -179,10 +200,13 @@ const struct peer peers_progpack[] = {
 	 .executable = 1,
 	 .traps = 1,
 	 .holds = 1,
+	 .sharing = PEER_SHARED,
 	 .open = progpack_open,
 	 .alloc = progpack_alloc,
 	 .write = progpack_write,
 	 .free = progpack_free,
-	 .close = progpack_close},
+	 .close = progpack_close,
+	 .pack_events = progpack_events,
+	 .tell = progpack_tell},
 	{0},
 };

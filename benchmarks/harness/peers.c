@@ -19,6 +19,15 @@ static const struct peer *const lists[] = {
 #ifdef BENCH_ASMJIT
 	peers_asmjit,
 #endif
+#ifdef BENCH_MIMALLOC
+	peers_mimalloc,
+#endif
+#ifdef BENCH_LIBFFI
+	peers_libffi,
+#endif
+#ifdef BENCH_TCC
+	peers_tcc,
+#endif
 	peers_progpack, peers_mmap, peers_glibc, peers_floor,
 };
 
@@ -41,15 +50,15 @@ const struct peer *peer_find(const char *name)
 	return peer;
 }
 
-/* Address space of `size`, aligned to a pack. */
-static unsigned char *map_aligned(int fd, size_t size, int prot)
+/* Address space of `size`. */
+static unsigned char *map_aligned(int fd, size_t size, size_t align, int prot)
 {
-	size_t room = size + PEER_PACK;
+	size_t room = size + align;
 	unsigned char *base = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (base == MAP_FAILED)
 		return NULL;
-	unsigned char *start = (unsigned char *)(((uintptr_t)base + PEER_PACK - 1) & ~(uintptr_t)(PEER_PACK - 1));
+	unsigned char *start = (unsigned char *)(((uintptr_t)base + align - 1) & ~(uintptr_t)(align - 1));
 	if (start > base)
 		munmap(base, (size_t)(start - base));
 	if (base + room > start + size)
@@ -60,24 +69,18 @@ static unsigned char *map_aligned(int fd, size_t size, int prot)
 	return NULL;
 }
 
-int twin_open(struct twin *twin, size_t size, char why[PEER_WHY])
+int twin_map(struct twin *twin, size_t size, size_t align, char why[PEER_WHY])
 {
-	size = (size + PEER_PACK - 1) & ~(size_t)(PEER_PACK - 1);
+	size = (size + align - 1) & ~(align - 1);
 	*twin = (struct twin){NULL, NULL, size};
 	int fd = (int)syscall(SYS_memfd_create, "bench", 1 /* MFD_CLOEXEC */);
 	if (fd < 0 || ftruncate(fd, (off_t)size) != 0)
 		goto failed;
-	twin->writable = map_aligned(fd, size, PROT_READ | PROT_WRITE);
-	twin->code = twin->writable == NULL ? NULL : map_aligned(fd, size, PROT_READ | PROT_EXEC);
+	twin->writable = map_aligned(fd, size, align, PROT_READ | PROT_WRITE);
+	twin->code = twin->writable == NULL ? NULL : map_aligned(fd, size, align, PROT_READ | PROT_EXEC);
 	if (twin->code == NULL)
 		goto failed;
 	close(fd);
-	for (size_t at = 0; at < size; at += PEER_PACK) {
-		twin->writable[at] = PEER_TRAP;
-		madvise(twin->writable + at, PEER_PACK, MADV_COLLAPSE); /* refused: 4 KB pages, and the figures tell */
-		madvise(twin->code + at, PEER_PACK, MADV_COLLAPSE);
-	}
-	memset(twin->writable, PEER_TRAP, size);
 	return 0;
 
 failed:
@@ -86,6 +89,25 @@ failed:
 		close(fd);
 	twin_close(twin);
 	return -1;
+}
+
+/* Refused: 4 KB pages, and the figures tell. */
+void twin_collapse(struct twin *twin, size_t at)
+{
+	madvise(twin->writable + at, PEER_PACK, MADV_COLLAPSE);
+	madvise(twin->code + at, PEER_PACK, MADV_COLLAPSE);
+}
+
+int twin_open(struct twin *twin, size_t size, char why[PEER_WHY])
+{
+	if (twin_map(twin, size, PEER_PACK, why) != 0)
+		return -1;
+	for (size_t at = 0; at < twin->size; at += PEER_PACK) {
+		twin->writable[at] = PEER_TRAP;
+		twin_collapse(twin, at);
+	}
+	memset(twin->writable, PEER_TRAP, twin->size);
+	return 0;
 }
 
 void twin_close(struct twin *twin)

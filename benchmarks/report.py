@@ -1,0 +1,451 @@
+"""Turn the figures of ``results/`` into tables, goals and comparisons. Pure: nothing here reads, runs or prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Row = dict[str, Any]
+Data = Mapping[str, Mapping[str, Any]]  # "cycle" and "python": what the two files hold, {} where there is none yet
+
+ALIAS, SYSCALL = "execmem-alias", "execmem-syscall"
+MIX = "lognormal"
+LIVES = (1_000, 10_000, 100_000, 1_000_000)
+TITLES = {
+    ALIAS: "execmem, mode `alias`",
+    SYSCALL: "execmem, mode `syscall`",
+    "execmem-procmem": "execmem, mode `procmem`",
+    "execmem-flip": "execmem, mode `flip`",
+    "asmjit": "AsmJit JitAllocator, default",
+    "asmjit-plain": "AsmJit, default, no traps",
+    "asmjit-dual": "AsmJit, dual mapping",
+    "asmjit-dual-pools": "AsmJit, dual mapping and several pools",
+    "progpack": "`bpf_prog_pack`'s algorithm",
+    "page": "a page each, filled with traps",
+    "mmap": "mmap and mprotect each",
+    "tcc": "libtcc, compiling an empty function",
+    "libffi": "libffi closures, of one size",
+    "mimalloc-twin": "mimalloc over the same pages, checks nothing",
+    "mimalloc": "mimalloc, not executable",
+    "glibc": "glibc malloc, not executable",
+    "floor": "floor: touching the same bytes",
+    "floor-apart": "floor, bytes at random places",
+}
+# Those that hand out executable memory as a product or an algorithm in use; mimalloc-twin is a bound, and told apart.
+RIVALS = ("asmjit", "asmjit-plain", "asmjit-dual", "asmjit-dual-pools", "progpack", "page", "mmap", "tcc", "libffi")
+SHORT = (ALIAS, SYSCALL, "asmjit", "asmjit-dual-pools", "progpack", "page", "mimalloc-twin", "glibc", "floor")
+
+# ---- looking up ----
+
+
+def results(data: Data, section: str = "results") -> list[Row]:
+    """Return the rows of the cycle file that hold a figure."""
+    return [row for row in data.get("cycle", {}).get(section, []) if "ns" in row]
+
+
+def find(rows: Iterable[Row], **keys: object) -> Row:
+    """Return the first row with these values, or an empty one."""
+    return next((row for row in rows if all(row.get(key) == value for key, value in keys.items())), {})
+
+
+def cycle(data: Data, peer: str, live: int, mix: str = MIX) -> Row:
+    return find(results(data), peer=peer, mix=mix, live=live)
+
+
+def quotient(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def python(data: Data, what: str) -> float | None:
+    return find(data.get("python", {}).get("results", []), what=what).get("ns")
+
+
+def speedup(data: Data, peer: str, live: int) -> float | None:
+    """Return how many times longer a peer's cycle takes than that of mode alias."""
+    return quotient(cycle(data, peer, live).get("ns"), cycle(data, ALIAS, live).get("ns"))
+
+
+def best_rival(data: Data, live: int) -> str | None:
+    """Return the fastest executable peer other than execmem at a population."""
+    found = {peer: ns for peer in RIVALS if (ns := cycle(data, peer, live).get("ns"))}
+    return min(found, key=lambda peer: found[peer]) if found else None
+
+
+def throughput(data: Data, peer: str, live: int, mode: str) -> float | None:
+    """Return the throughput of two threads, as a multiple of that of one."""
+    rows = [row for row in results(data, "threads") if row["peer"] == peer and row["live"] == live]
+    one, two = find(rows, mode="one").get("ns"), find(rows, mode=mode).get("ns")
+    return quotient(2 * one if one else None, two)
+
+
+# ---- tables ----
+
+
+def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return lines of a Markdown table."""
+    titles = list(head)
+    return [f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows)]
+
+
+def number(value: float | None, unit: str = "", digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def marked(value: float | None, file: str, key: str) -> str:
+    """Return nanoseconds with the mark that says where the figure is found."""
+    return "-" if value is None else f"{value:,.0f} ns <!-- bench:{file}:{key} -->"
+
+
+def populations(data: Data) -> list[int]:
+    return sorted({row["live"] for row in results(data) if row["mix"] == MIX})
+
+
+def table_cycle(data: Data) -> list[str]:
+    """Draw ns a cycle of some peers, every figure with its mark, for the README."""
+    lives = populations(data)
+    rows = []
+    for peer in SHORT:
+        keys = [f"results/peer={peer},mix={MIX},live={live}/ns" for live in lives]
+        values = [cycle(data, peer, live).get("ns") for live in lives]
+        if any(values):
+            rows.append([TITLES[peer], *(marked(v, "cycle.json", k) for v, k in zip(values, keys, strict=True))])
+    return grid(["live blocks", *(f"{live:,}" for live in lives)], rows)
+
+
+def table_peers(data: Data) -> list[str]:
+    """Draw ns a cycle of every peer, and what it holds."""
+    lives, rows = populations(data), []
+    for peer, title in TITLES.items():
+        found = [cycle(data, peer, live) for live in lives]
+        if any(found):
+            held = cycle(data, peer, 100_000).get("resident_per_live")
+            last = next(row for row in reversed(found) if row)
+            share = number(last["huge_share"] * 100, " %")
+            times = [number(row.get("ns"), " ns") for row in found]
+            rows.append([title, *times, number(held, "", 2), str(last["vmas"]), share])
+    return grid(
+        [
+            "lognormal sizes, live blocks",
+            *(f"{live:,}" for live in lives),
+            "resident/live at 100,000",
+            "mappings",
+            "on 2 MB pages",
+        ],
+        rows,
+    )
+
+
+def table_mixes(data: Data) -> list[str]:
+    """Draw ns a cycle at 100,000 live for every mix."""
+    live = 100_000
+    mixes = list(dict.fromkeys(row["mix"] for row in results(data) if row["mix"] != MIX))
+    rows = []
+    for peer, title in TITLES.items():
+        found = [cycle(data, peer, live, mix) for mix in mixes]
+        if any(found):
+            rows.append([title, *(number(row.get("ns"), " ns") for row in found)])
+    held = [cycle(data, ALIAS, live, mix).get("resident_per_live") for mix in mixes]
+    rows.append(["resident/live of mode `alias`", *(number(value, "", 2) for value in held)])
+    return grid([f"{live:,} live", *mixes], rows)
+
+
+def table_operations(data: Data) -> list[str]:
+    """Draw single operations at 100,000 live."""
+    live, rows = 100_000, []
+    for peer, title in TITLES.items():
+        row = cycle(data, peer, live)
+        if not any(key in row for key in ("batch_alloc_ns", "batch_place_ns")):
+            continue
+        times = [number(row.get(f"batch_{op}_ns"), " ns") for op in ("alloc", "write", "place", "free")]
+        op = "alloc" if "alloc_p50_ns" in row else "place"
+        tails = [" / ".join(number(row.get(f"{name}_{p}_ns")) for p in ("p50", "p99", "p999")) for name in (op, "free")]
+        rows.append([title, *times, f"{tails[0]}{'' if op == 'alloc' else ' (place)'}", tails[1]])
+    head = [
+        f"{live:,} live",
+        "alloc",
+        "write",
+        "alloc + write",
+        "free",
+        "alloc p50 / p99 / p99.9, ns",
+        "free, the same",
+    ]
+    return grid(head, rows)
+
+
+def table_loads(data: Data) -> list[str]:
+    """Draw the other workloads at 100,000 live."""
+    live, rows = 100_000, []
+    for peer, title in TITLES.items():
+        row = cycle(data, peer, live)
+        if not any(key in row for key in ("ramp_ns", "burst_ns", "call_ns")):
+            continue
+        packs = number(quotient(row.get("new_pack_ns"), 1000), " us")
+        free = number(quotient(row.get("largest_free"), 1024), " KB") if "largest_free" in row else "not told"
+        cells = [number(row.get(f"{what}_ns"), " ns") for what in ("ramp", "drain", "burst", "call")]
+        rows.append([title, *cells, number(row.get("burst_resident_per_live"), "", 2), packs, free])
+    head = [f"{live:,} live", "ramp up", "drain", "bursts", "a random call", "resident/live after bursts"]
+    return grid([*head, "a new pack", "largest free run"], rows)
+
+
+def table_threads(data: Data) -> list[str]:
+    """Draw two threads against one, each with its own population."""
+    lives = sorted({row["live"] for row in results(data, "threads")})
+    rows = []
+    for peer, title in TITLES.items():
+        cells = []
+        for live in lives:
+            own, cross = (throughput(data, peer, live, mode) for mode in ("own", "cross"))
+            cells.append("-" if own is None else f"{number(own, 'x', 2)} / {number(cross, 'x', 2)}")
+        beside = find(results(data, "threads"), peer=peer, live=10_000, mode="beside")
+        if set(cells) != {"-"}:
+            tail = number(quotient(beside.get("place_p999_ns"), 1000), " us", 1)
+            rows.append([title, *cells, tail, number(beside.get("places_over_100_us"))])
+    heads = [f"{live:,} live: own / handed over" for live in lives]
+    return grid(["throughput of two threads", *heads, "place p99.9 beside a grower", "places over 100 us"], rows)
+
+
+def table_python(data: Data) -> list[str]:
+    rows = data.get("python", {}).get("results", [])
+    base = python(data, "place + free, alias")
+    cells = [[r["what"], number(r["ns"], " ns"), number(quotient(r["ns"], base), "x", 2)] for r in rows]
+    return grid(["from Python, 64 bytes of code", "a block", "times place + free, alias"], cells)
+
+
+def table_goals(data: Data) -> list[str]:
+    rows = [
+        [goal.what, number(goal.value, goal.unit, 2), goal.limit_text, goal.verdict, goal.note] for goal in goals(data)
+    ]
+    return grid(["figure", "measured", "goal", "holds", ""], rows)
+
+
+TABLES: Mapping[str, Callable[[Data], list[str]]] = {
+    "cycle": table_cycle,
+    "peers": table_peers,
+    "mixes": table_mixes,
+    "operations": table_operations,
+    "loads": table_loads,
+    "threads": table_threads,
+    "python": table_python,
+    "goals": table_goals,
+}
+PLACE = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rewrite(text: str, data: Data) -> str:
+    """Return a page with its tables drawn anew; KeyError names a table that nobody draws."""
+    return PLACE.sub(lambda at: at[1] + "\n".join(["", *TABLES[at[2]](data), "", at[3]]), text)
+
+
+# ---- goals ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A figure, and what it should be at least, or at most."""
+
+    what: str
+    value: float | None
+    limit: float
+    at_least: bool = False
+    unit: str = ""
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Tell whether it is reached; None if it was not measured."""
+        if self.value is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    @property
+    def verdict(self) -> str:
+        """Return it in a word."""
+        return {True: "yes", False: "NO", None: "not measured"}[self.holds]
+
+    @property
+    def limit_text(self) -> str:
+        """Return the goal as text."""
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}{self.unit}"
+
+
+FACTORS = {  # at least, against AsmJit's default, the best executable peer, prog_pack; at most, against the floor
+    1_000: (4.5, 2.4, 12, 2.4),
+    10_000: (10, 4.4, 54, 2.4),
+    100_000: (45, 16, 140, 2.0),
+    1_000_000: (180, 40, 320, 2.4),
+}
+
+
+def speed_goals(data: Data) -> list[Goal]:
+    found = []
+    for live, (asmjit, best, progpack, floor) in FACTORS.items():
+        rival = best_rival(data, live)
+        at = f"cycle at {live:,}"
+        over = quotient(cycle(data, ALIAS, live).get("ns"), cycle(data, "floor", live).get("ns"))
+        bound = number(speedup(data, "mimalloc-twin", live), "x", 2)
+        found += [
+            Goal(f"{at} against AsmJit's default", speedup(data, "asmjit", live), asmjit, True, "x"),
+            Goal(
+                f"{at} against the best executable peer",
+                speedup(data, rival, live) if rival else None,
+                best,
+                True,
+                "x",
+                f"that is {rival}; mimalloc-twin, which checks nothing: {bound}" if rival else "",
+            ),
+            Goal(f"{at} against prog_pack's algorithm", speedup(data, "progpack", live), progpack, True, "x"),
+            Goal(f"{at} against the floor", over, floor, unit="x"),
+        ]
+    return found
+
+
+def memory_goals(data: Data) -> list[Goal]:
+    held = cycle(data, ALIAS, 100_000).get("resident_per_live")
+    others = {
+        row["mix"]: row["resident_per_live"]
+        for row in results(data)
+        if row["peer"] == ALIAS and row["live"] == 100_000 and row["mix"] != MIX
+    }
+    worst = max(others, key=lambda mix: others[mix], default="")
+    most = cycle(data, ALIAS, 1_000_000)
+    huge = quotient(most.get("huge_packs"), most.get("full_packs"))
+    return [
+        Goal("resident/live at 100,000, lognormal", held, 1.10),
+        Goal("resident/live at 100,000, the worst other mix", others.get(worst), 1.15, note=worst),
+        Goal("mappings at 1,000,000", most.get("vmas"), 10),
+        Goal("full packs that are huge at 1,000,000", None if huge is None else huge * 100, 100, True, " %"),
+    ]
+
+
+def tail_goals(data: Data) -> list[Goal]:
+    found = []
+    for live in LIVES:
+        row = cycle(data, ALIAS, live)
+        tail = quotient(row.get("alloc_p999_ns"), row.get("alloc_p50_ns"))
+        note = f"{number(row.get('alloc_p999_ns'))} over {number(row.get('alloc_p50_ns'))} ns" if row else ""
+        found.append(Goal(f"alloc p99.9 / p50 at {live:,}, no new pack", tail, 10, unit="x", note=note))
+    row = cycle(data, ALIAS, 100_000)
+    worst = number(quotient(row.get("new_pack_worst_ns"), 1000), " us")
+    new = quotient(row.get("new_pack_ns"), 1000)
+    return [*found, Goal("a new pack's cost to the caller", new, 200, unit=" us", note=f"median; the worst {worst}")]
+
+
+def thread_goals(data: Data) -> list[Goal]:
+    lives = sorted({row["live"] for row in results(data, "threads")}) or [10_000]
+    found = []
+    for live in lives:
+        own, cross = (throughput(data, ALIAS, live, mode) for mode in ("own", "cross"))
+        floor = number(throughput(data, "floor", live, "own"), "x", 2)
+        found += [
+            Goal(f"two threads, own blocks, {live:,} each", own, 1.8, True, "x", f"the floor: {floor}"),
+            Goal(f"two threads, the other's blocks, {live:,} each", cross, 1.3, True, "x"),
+        ]
+    rows = results(data, "threads")
+    beside = next((row for live in reversed(lives) if (row := find(rows, peer=ALIAS, live=live, mode="beside"))), {})
+    floor_row = find(rows, peer="floor", live=beside.get("live"), mode="beside")
+    waits = quotient(beside.get("places_over_100_us"), beside.get("pack_events"))
+    note = (
+        f"{number(beside.get('places_over_100_us'))} in {number(beside.get('places'))} places, "
+        f"{number(beside.get('pack_events'))} packs; the floor, which has none: "
+        f"{number(floor_row.get('places_over_100_us'))}"
+    )
+    return [*found, Goal("places over 100 us for each pack made or returned beside them", waits, 0.1, note=note)]
+
+
+def syscall_goals(data: Data) -> list[Goal]:
+    found = []
+    for live in LIVES[:3]:
+        ns = cycle(data, SYSCALL, live).get("ns")
+        found.append(Goal(f"mode syscall, cycle at {live:,}", quotient(ns, 1000), 2.5, unit=" us"))
+    for live in (LIVES[0], LIVES[2]):
+        row = cycle(data, SYSCALL, live)
+        for name, what in (("64", "64 bytes"), ("mix", "lognormal")):
+            place, copy = row.get(f"many_{name}_place_ns"), row.get(f"many_{name}_copy_ns")
+            rest = None if place is None or copy is None else place - copy
+            note = "" if rest is None else f"{number(place)} ns with a copy of {number(copy)} ns"
+            found.append(Goal(f"place_many of 1,000, {what}, beside {live:,}", rest, 60, unit=" ns", note=note))
+    return found
+
+
+def python_goals(data: Data) -> list[Goal]:
+    base = python(data, "place + free, alias")
+    many = {row["what"]: row["ns"] for row in data.get("python", {}).get("results", []) if "place_many" in row["what"]}
+    many = {what: ns for what, ns in many.items() if what.startswith("place_many of arrays")}
+    listed = python(data, "place_many of a list, alias")
+    return [
+        Goal("Python: place + free, alias", base, 600, unit=" ns"),
+        Goal("Python: place_many of 10,000, arrays", min(many.values(), default=None), 40, unit=" ns"),
+        Goal("Python: place_many of 10,000, a list, alias", listed, 40, unit=" ns"),
+        Goal("Python: against ctypes", quotient(python(data, "ctypes mmap + mprotect + munmap"), base), 20, True, "x"),
+        Goal(
+            "Python: against MCJIT's object path",
+            quotient(python(data, "llvmlite MCJIT, an object each, never freed"), base),
+            40,
+            True,
+            "x",
+            "one engine for all; it frees nothing",
+        ),
+    ]
+
+
+def goals(data: Data) -> list[Goal]:
+    """Return every goal with its figure."""
+    parts = (speed_goals, memory_goals, tail_goals, thread_goals, syscall_goals, python_goals)
+    return [goal for part in parts for goal in part(data)]
+
+
+# ---- comparing with the committed figures ----
+
+CHECK_PEERS = ("asmjit", "progpack", "floor", "glibc")
+CHECK_LIVES = LIVES[:3]
+CHECK_THREADS = 10_000
+TOLERANCE = 1.15
+
+
+def check_ratios(data: Data) -> dict[str, float]:
+    """Return the ratios that must not grow: execmem's time over its peer's, by name."""
+    found = {}
+    for live in CHECK_LIVES:
+        for peer in CHECK_PEERS:
+            found[f"cycle at {live:,} / {peer}"] = speedup(data, peer, live)
+    ratios = {name: 1 / value for name, value in found.items() if value}
+    for mode in ("own", "cross"):
+        gain = throughput(data, ALIAS, CHECK_THREADS, mode)
+        if gain:
+            ratios[f"two threads, {mode} / one"] = 1 / gain
+    over = quotient(python(data, "place + free, alias"), python(data, "ctypes mmap + mprotect + munmap"))
+    return ratios | ({"Python: place + free / ctypes": over} if over else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A ratio as it was committed and as it is now."""
+
+    what: str
+    committed: float
+    now: float
+
+    @property
+    def worse(self) -> bool:
+        """Tell whether it grew by more than is allowed."""
+        return self.now > self.committed * TOLERANCE
+
+    def cells(self) -> list[str]:
+        """Return a line of the table."""
+        change = f"{(self.now / self.committed - 1) * 100:+.0f} %"
+        return [self.what, f"{self.committed:.4g}", f"{self.now:.4g}", change, "WORSE" if self.worse else ""]
+
+
+def compare(committed: Mapping[str, float], runs: Iterable[Mapping[str, float]]) -> list[Change]:
+    """Return each committed ratio beside the best that any run found; what no run found is left out."""
+    best: dict[str, float] = {}
+    for run in runs:
+        for what, ratio in run.items():
+            best[what] = min(ratio, best.get(what, ratio))
+    return [Change(what, ratio, best[what]) for what, ratio in committed.items() if what in best]
+
+
+def change_table(changes: Iterable[Change]) -> list[str]:
+    return grid(["figure", "committed", "now", "change", ""], [change.cells() for change in changes])
