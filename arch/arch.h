@@ -31,8 +31,12 @@ struct em_arch {
 	/* ---- poke.c: on this CPU ---- */
 
 	enum em_arch_sync fill_sync; /* after a fill of memory that nobody may be executing */
-	/* Makes bytes written at `exec` fetchable as instructions on this core (and others, where the CPU broadcasts it). */
+	/* Makes bytes written at `exec` fetchable as instructions on this core (and others, where the CPU broadcasts it). NULL: they are. */
 	void (*flush)(void *exec, size_t len);
+	/* fill_traps past the caches, for memory that is not in them: dst and len are multiples of 64. Stores may come to be seen by other
+	 * cores only after drain() or anything else that orders them there. NULL, both: there is no such way. */
+	void (*fill_traps_past)(void *dst, size_t len);
+	void (*drain)(void);
 };
 
 extern const struct em_arch em_arch_x86_64;

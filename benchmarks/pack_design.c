@@ -10,8 +10,11 @@
  *   lifo      sizes rounded up to classes, a stack of free blocks for each, no splitting, no coalescing
  *   scan      one bitmap a pack, first fit over the packs in order of creation
  *   scan-skip the same, with an upper bound of each pack's longest free run, so that most packs are not looked at
- *   bins      csrc/pack.c and csrc/index.c: bitmaps only; per pack and size class a bitmap of the groups of 64 chunks where a
- *             free run of that class starts, per class a bitmap of packs; lowest pack first, coalescing
+ *   bins      csrc/pack.c and csrc/index.c: bitmaps only; per pack and size class a bitmap of the regions where a free run of
+ *             that class starts, per class a bitmap of packs; lowest pack first, coalescing; when much is free, the emptiest
+ *             pack is not filled again
+ *   bins-park      the same; a freed block both of whose neighbours are used is kept whole for the next of its length
+ *   bins-park-all  the same; every freed block is
  */
 #include "harness/mix.h"
 #include "index.h"
@@ -31,8 +34,13 @@ enum {
 	PAIRS = 200000,
 	PAIRS_SLOW = 2000,
 	ROUNDS_MAX = 101,
-	FIT_PACKS = 4,  /* as in csrc/domain.c */
-	FIT_GROUPS = 4,
+	FIT_PACKS = 4, /* as in csrc/supply.c */
+	FIT_REGIONS = 4,
+	DRAIN_SHIFT = 4,
+	PARK_LENGTHS = 64,
+	PARK_DEPTH = 32,
+	PARK_LEAST = 256, /* chunks that may be parked, and a share of those used */
+	PARK_SHIFT = 8,
 };
 
 struct design {
@@ -64,7 +72,7 @@ static struct {
 	uint32_t *span; /* at the first and the last chunk of a run or block: length * 2 + is_free */
 	uint32_t *next, *previous;
 	uint32_t heads[EM_PACK_CLASSES];
-	uint64_t classes;
+	struct em_classes classes;
 } tlsf;
 
 static void tlsf_open(void)
@@ -72,7 +80,7 @@ static void tlsf_open(void)
 	tlsf.span = zeroed((size_t)PACKS_MAX * CHUNKS, sizeof(uint32_t));
 	tlsf.next = zeroed((size_t)PACKS_MAX * CHUNKS, sizeof(uint32_t));
 	tlsf.previous = zeroed((size_t)PACKS_MAX * CHUNKS, sizeof(uint32_t));
-	tlsf.classes = 0;
+	tlsf.classes = (struct em_classes){0};
 	packs = 0;
 }
 
@@ -91,7 +99,7 @@ static void set_span(uint32_t first, uint32_t length, uint32_t is_free)
 static void push_run(uint32_t first, uint32_t length)
 {
 	unsigned cls = em_pack_class(length);
-	uint32_t head = tlsf.classes >> cls & 1 ? tlsf.heads[cls] : NONE;
+	uint32_t head = em_classes_have(tlsf.classes, cls) ? tlsf.heads[cls] : NONE;
 
 	set_span(first, length, 1);
 	tlsf.next[first] = head;
@@ -99,7 +107,7 @@ static void push_run(uint32_t first, uint32_t length)
 	if (head != NONE)
 		tlsf.previous[head] = first;
 	tlsf.heads[cls] = first;
-	tlsf.classes |= 1ull << cls;
+	*(cls < 64 ? &tlsf.classes.low : &tlsf.classes.high) |= 1ull << cls % 64;
 }
 
 static void unlink_run(uint32_t first)
@@ -112,21 +120,20 @@ static void unlink_run(uint32_t first)
 	if (previous != NONE)
 		tlsf.next[previous] = next;
 	else if ((tlsf.heads[cls] = next) == NONE)
-		tlsf.classes &= ~(1ull << cls);
+		*(cls < 64 ? &tlsf.classes.low : &tlsf.classes.high) &= ~(1ull << cls % 64);
 }
 
 static uint32_t tlsf_alloc(uint32_t chunks)
 {
-	unsigned from = em_pack_class_for(chunks);
-	uint64_t fitting = from >= EM_PACK_CLASSES ? 0 : tlsf.classes & ~0ull << from;
+	unsigned cls = em_classes_next(tlsf.classes, em_pack_class_for(chunks));
 
-	if (fitting == 0) {
+	if (cls == EM_PACK_CLASSES) {
 		if (packs == PACKS_MAX)
 			return NONE;
 		push_run(packs++ * CHUNKS, CHUNKS);
-		fitting = 1ull << em_pack_class(CHUNKS);
+		cls = em_pack_class(CHUNKS);
 	}
-	uint32_t first = tlsf.heads[em_ctz(fitting)];
+	uint32_t first = tlsf.heads[cls];
 	uint32_t length = tlsf.span[first] / 2;
 	unlink_run(first);
 	if (length > chunks)
@@ -168,6 +175,7 @@ static void lifo_open(void)
 	lifo.cls = zeroed((size_t)PACKS_MAX * CHUNKS, 1);
 	for (uint32_t length = CHUNKS; length > 0; length--)
 		lifo.sizes[em_pack_class(length)] = length;
+	lifo.sizes[EM_PACK_CLASSES] = CHUNKS;
 	for (unsigned cls = 0; cls <= EM_PACK_CLASSES; cls++)
 		lifo.heads[cls] = NONE;
 	lifo.bump = lifo.bump_end = packs = 0;
@@ -329,14 +337,34 @@ static struct {
 	execmem_pack *records;
 	struct em_pack_maps *maps;
 	struct em_index *index;
+	uint64_t draining[PACKS_MAX / 64]; /* packs that the index is not told about */
+	uint64_t used;                     /* chunks */
+	uint64_t open;                     /* free chunks of packs that are not draining */
+	enum { PARK_NONE, PARK_ALONE, PARK_ALL } parks;
+	uint32_t parked[PARK_LENGTHS][PARK_DEPTH];
+	uint8_t parked_count[PARK_LENGTHS];
+	uint32_t parked_chunks;
 } bins;
 
 static void bins_open(void)
 {
+	memset(&bins, 0, sizeof(bins));
 	bins.records = zeroed(PACKS_MAX, sizeof(*bins.records));
 	bins.maps = zeroed(PACKS_MAX, sizeof(*bins.maps));
 	bins.index = zeroed(1, sizeof(*bins.index));
 	packs = 0;
+}
+
+static void bins_park_open(void)
+{
+	bins_open();
+	bins.parks = PARK_ALONE;
+}
+
+static void bins_park_all_open(void)
+{
+	bins_open();
+	bins.parks = PARK_ALL;
 }
 
 static void bins_close(void)
@@ -346,25 +374,115 @@ static void bins_close(void)
 	free(bins.index);
 }
 
-static uint32_t bins_take(uint32_t pack, unsigned cls, uint32_t chunks, unsigned groups)
+static struct em_pack bins_pack(uint32_t pack)
 {
-	struct em_pack p = {&bins.records[pack], &bins.maps[pack]};
-	uint64_t before = p.record->classes;
-	uint32_t first = em_pack_take(p, cls, chunks, 1, groups);
+	return (struct em_pack){&bins.records[pack], &bins.maps[pack]};
+}
+
+static bool is_draining(uint32_t pack)
+{
+	return bins.draining[pack / 64] >> pack % 64 & 1;
+}
+
+static void bins_give(uint32_t first, uint32_t chunks)
+{
+	uint32_t pack = first / CHUNKS;
+	struct em_pack p = bins_pack(pack);
+	struct em_classes before = em_pack_classes(p);
+
+	em_pack_give_chunks(p, first % CHUNKS, chunks);
+	bins.used -= chunks;
+	if (is_draining(pack))
+		return;
+	bins.open += chunks;
+	em_index_update(bins.index, pack, before, em_pack_classes(p));
+}
+
+/* Gives the parked blocks of one pack, or (NONE) of all; false when there were none. */
+static bool unpark(uint32_t pack)
+{
+	bool any = false;
+
+	for (uint32_t length = 1; length <= PARK_LENGTHS; length++)
+		for (uint32_t i = bins.parked_count[length - 1]; i-- > 0;) {
+			uint32_t first = bins.parked[length - 1][i];
+			if (pack != NONE && first / CHUNKS != pack)
+				continue;
+			bins.parked[length - 1][i] = bins.parked[length - 1][--bins.parked_count[length - 1]];
+			bins.parked_chunks -= length;
+			bins_give(first, length);
+			any = true;
+		}
+	return any;
+}
+
+static bool park(uint32_t first, uint32_t chunks)
+{
+	uint32_t pack = first / CHUNKS;
+
+	if (chunks > PARK_LENGTHS || bins.parked_count[chunks - 1] == PARK_DEPTH || is_draining(pack) ||
+	    bins.parked_chunks + chunks > PARK_LEAST + (bins.used >> PARK_SHIFT) ||
+	    (bins.parks == PARK_ALONE && !em_pack_is_alone(bins_pack(pack), first % CHUNKS, chunks)))
+		return false;
+	bins.parked[chunks - 1][bins.parked_count[chunks - 1]++] = first;
+	bins.parked_chunks += chunks;
+	return true;
+}
+
+/* The pack with the fewest used chunks is no longer filled. Looked for when there is more free than blocks of one mix ever leave. */
+static void drain_one(void)
+{
+	uint32_t least = NONE;
+
+	for (uint32_t pack = 0; pack < packs; pack++)
+		if (!is_draining(pack) && bins.records[pack].used_chunks > 0 &&
+		    (least == NONE || bins.records[pack].used_chunks <= bins.records[least].used_chunks))
+			least = pack;
+	if (least == NONE)
+		return;
+	em_index_update(bins.index, least, em_pack_classes(bins_pack(least)), (struct em_classes){0});
+	bins.draining[least / 64] |= 1ull << least % 64;
+	unpark(least);
+	bins.open -= CHUNKS - bins.records[least].used_chunks;
+}
+
+/* The fullest draining pack that surely holds the block is filled again; false: there is none. */
+static bool stop_draining(unsigned safe)
+{
+	uint32_t most = NONE;
+
+	for (uint32_t pack = 0; pack < packs; pack++)
+		if (is_draining(pack) && em_classes_next(em_pack_classes(bins_pack(pack)), safe) < EM_PACK_CLASSES &&
+		    (most == NONE || bins.records[pack].used_chunks > bins.records[most].used_chunks))
+			most = pack;
+	if (most == NONE)
+		return false;
+	em_index_update(bins.index, most, (struct em_classes){0}, em_pack_classes(bins_pack(most)));
+	bins.draining[most / 64] &= ~(1ull << most % 64);
+	bins.open += CHUNKS - bins.records[most].used_chunks;
+	return true;
+}
+
+static uint32_t bins_take(uint32_t pack, unsigned cls, uint32_t chunks, unsigned regions)
+{
+	struct em_pack p = bins_pack(pack);
+	struct em_classes before = em_pack_classes(p);
+	uint32_t first = em_pack_take(p, cls, chunks, 1, regions);
 
 	if (first == EM_PACK_NONE)
 		return NONE;
-	if (p.record->classes != before)
-		em_index_update(bins.index, pack, before, p.record->classes);
+	em_index_update(bins.index, pack, before, em_pack_classes(p));
+	bins.used += chunks;
+	bins.open -= chunks;
 	return pack * CHUNKS + first;
 }
 
-static uint32_t bins_take_unsure(uint32_t chunks, unsigned safe)
+static uint32_t bins_take_unsure(uint32_t chunks, unsigned safe, uint32_t most, unsigned regions)
 {
 	for (unsigned cls = em_pack_class(chunks); cls < safe; cls++) {
 		uint32_t at = em_index_next(bins.index, cls, UINT32_MAX);
-		for (uint32_t n = 0; n < FIT_PACKS && at != EM_PACK_NONE; n++) {
-			uint32_t first = bins_take(at, cls, chunks, FIT_GROUPS);
+		for (uint32_t n = 0; n < most && at != EM_PACK_NONE; n++) {
+			uint32_t first = bins_take(at, cls, chunks, regions);
 			if (first != NONE)
 				return first;
 			at = em_index_next(bins.index, cls, at);
@@ -376,31 +494,40 @@ static uint32_t bins_take_unsure(uint32_t chunks, unsigned safe)
 static uint32_t bins_alloc(uint32_t chunks)
 {
 	unsigned safe = em_pack_class_for(chunks), cls;
-	uint32_t pack;
+	uint32_t pack, first;
 
-	if (em_index_best(bins.index, safe, &cls, &pack))
-		return bins_take(pack, cls, chunks, EXECMEM_PACK_WORDS);
-	uint32_t first = bins_take_unsure(chunks, safe);
-	if (first != NONE || packs == PACKS_MAX)
+	if (chunks <= PARK_LENGTHS && bins.parked_count[chunks - 1] > 0) {
+		bins.parked_chunks -= chunks;
+		return bins.parked[chunks - 1][--bins.parked_count[chunks - 1]];
+	}
+	first = bins_take_unsure(chunks, safe, FIT_PACKS, FIT_REGIONS);
+	if (first != NONE)
 		return first;
+	if (em_index_best(bins.index, safe, &cls, &pack))
+		return bins_take(pack, cls, chunks, EM_PACK_REGIONS);
+	first = bins_take_unsure(chunks, safe, UINT32_MAX, EM_PACK_REGIONS);
+	if (first != NONE)
+		return first;
+	if (stop_draining(safe) || unpark(NONE))
+		return bins_alloc(chunks);
+	if (packs == PACKS_MAX)
+		return NONE;
 	pack = packs++;
-	struct em_pack p = {&bins.records[pack], &bins.maps[pack]};
-	em_pack_init(p);
-	em_pack_grow(p, CHUNKS);
-	em_index_update(bins.index, pack, 0, p.record->classes);
-	return bins_take(pack, em_pack_class(CHUNKS), chunks, EXECMEM_PACK_WORDS);
+	em_pack_init(bins_pack(pack));
+	em_pack_grow(bins_pack(pack), CHUNKS);
+	em_index_update(bins.index, pack, (struct em_classes){0}, em_pack_classes(bins_pack(pack)));
+	bins.open += CHUNKS;
+	return bins_take(pack, em_pack_class(CHUNKS), chunks, EM_PACK_REGIONS);
 }
 
 static void bins_free(uint32_t first, uint32_t chunks)
 {
-	uint32_t pack = first / CHUNKS;
-	struct em_pack p = {&bins.records[pack], &bins.maps[pack]};
-	uint64_t before = p.record->classes;
-
-	(void)chunks;
-	em_pack_give(p, first % CHUNKS);
-	if (p.record->classes != before)
-		em_index_update(bins.index, pack, before, p.record->classes);
+	if (bins.parks != PARK_NONE && park(first, chunks))
+		return;
+	bins_give(first, chunks);
+	/* What the pack's blocks take and what it has free: that much must be had elsewhere. */
+	if (bins.open > CHUNKS && bins.open > CHUNKS / 2 + (bins.used >> DRAIN_SHIFT))
+		drain_one();
 }
 
 /* ---- measuring ---- */
@@ -411,6 +538,8 @@ static const struct design designs[] = {
 	{"scan", scan_open, scan_alloc, scan_free, scan_close, 100000, true},
 	{"scan-skip", scan_skip_open, scan_alloc, scan_free, scan_close, 100000, false},
 	{"bins", bins_open, bins_alloc, bins_free, bins_close, UINT64_MAX, false},
+	{"bins-park", bins_park_open, bins_alloc, bins_free, bins_close, UINT64_MAX, false},
+	{"bins-park-all", bins_park_all_open, bins_alloc, bins_free, bins_close, UINT64_MAX, false},
 };
 
 struct block {

@@ -21,6 +21,9 @@
 #define EM_LIKELY(x) __builtin_expect(!!(x), 1)
 #define EM_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* For what runs at every call: it grows into its callers, whatever the compiler thinks of their size. */
+#define EM_HOT static inline __attribute__((always_inline))
+
 /* Ends the process with one line: a law of the library is broken, and going on could execute the wrong bytes. */
 _Noreturn void em_panic(const char *law, const char *file, int line);
 
@@ -46,7 +49,8 @@ static_assert(EXECMEM_PACK_CHUNKS == EXECMEM_PACK_WORDS * 64, "a pack's bitmap i
 static_assert(EM_PAGE % EXECMEM_CHUNK == 0, "a page is whole chunks");
 static_assert(sizeof(execmem_header) <= 4096, "the header is one page");
 static_assert(sizeof(execmem_pack) == 64, "one cache line a pack");
-static_assert(sizeof(execmem_block) == 24 && sizeof(execmem_event) == 24, "records have no padding");
+static_assert(sizeof(execmem_shard) == 128, "no two shards share a cache line, nor the pair that is fetched together");
+static_assert(sizeof(execmem_block) == 12 && sizeof(execmem_event) == 24, "records have no padding");
 
 static inline unsigned em_ctz(uint64_t x)
 {

@@ -16,6 +16,7 @@ EXECMEM_WERROR=0
 from __future__ import annotations
 
 import os
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -29,7 +30,19 @@ PREAMBLE = """
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #include "execmem.h"
+#include "pyblock.h"
 """
+
+# Of pyblock.h, what Python calls through cffi.
+BATCHES = """
+int pyblock_alloc_many(execmem_domain *domain, int kind, size_t count, const uint64_t *sizes, size_t align,
+                       const char *names, uint64_t *out, char *live);
+int pyblock_place_many(execmem_domain *domain, int kind, size_t count, const void *src, const uint64_t *offsets,
+                       size_t align, const char *names, uint64_t *out, char *live);
+"""
+
+# The oldest interpreter that a wheel serves. Free-threaded ones have no stable interface before 3.15, as setup.py says.
+STABLE = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "0x030A0000"
 
 
 def declarations(header: str) -> str:
@@ -68,11 +81,16 @@ def link_flags() -> list[str]:
 def macros() -> list[tuple[str, str | None]]:
     """Return what the preprocessor is told."""
     debug = os.environ.get("EXECMEM_DEBUG", "0") not in {"", "0"}
-    return [("_GNU_SOURCE", None), *([("EM_DEBUG", "1")] if debug else [])]
+    return [
+        ("_GNU_SOURCE", None),
+        *([("Py_LIMITED_API", STABLE)] if STABLE else []),
+        *([("EM_DEBUG", "1")] if debug else []),
+    ]
 
 
 ffibuilder = FFI()
 ffibuilder.cdef(declarations((ROOT / "csrc" / "execmem.h").read_text(encoding="utf-8")))
+ffibuilder.cdef(BATCHES)
 ffibuilder.set_source(
     "execmem._core",
     PREAMBLE,

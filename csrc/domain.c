@@ -10,7 +10,6 @@
 enum { CLOSED_KEPT = 1024 }; /* closed handles that answer ECLOSED before one is used again */
 
 static struct em_lock tree_lock;
-static execmem_domain *root;                    /* atomic; NULL until first used, and again in a forked child */
 static execmem_domain *closed_first, *closed_last; /* oldest first */
 static uint32_t closed_count;
 static uint32_t domain_numbers;
@@ -19,6 +18,7 @@ static uint8_t traps[EM_MAP_BLANK];
 static bool started;
 static int auto_mode; /* the first choice, once it was seen to work; 0: not yet */
 uint32_t em_domain_forks;
+execmem_domain *em_domain_default; /* NULL again in a forked child */
 
 /* ---- the start, and forks ---- */
 
@@ -39,7 +39,7 @@ static void in_forked_child(void)
 {
 	em_domain_forks++;
 	tree_lock = (struct em_lock){0};
-	__atomic_store_n(&root, NULL, __ATOMIC_RELEASE);
+	__atomic_store_n(&em_domain_default, NULL, __ATOMIC_RELEASE);
 }
 
 static int start_locked(void)
@@ -60,36 +60,181 @@ static int start_locked(void)
 	return 0;
 }
 
-/* ---- entering ---- */
+/* ---- shards ---- */
 
-int em_domain_enter(execmem_domain *domain, execmem_domain **out)
+static struct em_shard *open_shard(execmem_domain *d, uint32_t number)
 {
-	execmem_domain *d = domain ? domain : __atomic_load_n(&root, __ATOMIC_ACQUIRE);
+	struct em_shard *shard = calloc(1, sizeof *shard);
 
-	if (EM_UNLIKELY(!d) && !(d = execmem_domain_root()))
+	if (!shard)
+		return NULL;
+	shard->domain = d;
+	shard->lock = &d->gates[number].lock;
+	shard->books = &d->ledger.shards[number];
+	shard->ring = em_ledger_ring(&d->ledger, number);
+	shard->index = em_ledger_index(&d->ledger, number);
+	shard->number = number;
+	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
+		shard->small[kind] = EM_PACK_NONE;
+	em_sys_lock_init(shard->lock);
+	d->shards[number] = shard;
+	d->ledger.header->shards = number + 1;
+	atomic_store(&d->home[number], em_sys_self());
+	atomic_store(&d->shard_count, number + 1);
+	return shard;
+}
+
+static void close_shards(execmem_domain *d)
+{
+	uint32_t count = atomic_exchange(&d->shard_count, 0);
+
+	for (uint32_t i = 0; i < count; i++) {
+		atomic_store(&d->home[i], 0);
+		free(d->shards[i]);
+		d->shards[i] = NULL;
+	}
+}
+
+/* The number of the caller's home: a shard of its own while there are few, else one that is shared. The domain may be closed. */
+static uint32_t home_of(execmem_domain *d)
+{
+	uintptr_t self = em_sys_self();
+	uint32_t count = atomic_load(&d->shard_count);
+
+	for (uint32_t i = 0; i < count; i++)
+		if (atomic_load_explicit(&d->home[i], memory_order_relaxed) == self)
+			return i;
+	if (count < EM_SHARDS) {
+		em_sys_lock(&d->admin);
+		count = atomic_load(&d->shard_count);
+		if (d->open && count < EM_SHARDS && open_shard(d, count))
+			count++;
+		em_sys_unlock(&d->admin);
+		if (count > 0 && atomic_load_explicit(&d->home[count - 1], memory_order_relaxed) == self)
+			return count - 1;
+	}
+	return count ? (uint32_t)(self >> 12) % count : 0;
+}
+
+static int refuse_closed(void)
+{
+	return em_error_set(EXECMEM_ECLOSED, "the domain is closed; open a new one.");
+}
+
+static int find_domain(execmem_domain *domain, execmem_domain **out)
+{
+	execmem_domain *d = domain ? domain : execmem_domain_root();
+
+	if (!d)
 		return execmem_error_code();
-	if (EM_UNLIKELY(d->forks != em_domain_forks))
+	if (d->forks != em_domain_forks)
 		return em_error_set(EXECMEM_EFORKED, "this domain was opened before fork() and belongs to the parent process; its code "
 		                                     "runs here, but only the parent can change it. Open a new domain in the child.");
-	em_sys_lock(&d->lock);
-	if (EM_UNLIKELY(!d->open)) {
-		em_sys_unlock(&d->lock);
-		return em_error_set(EXECMEM_ECLOSED, "the domain is closed; open a new one.");
+	*out = d;
+	return 0;
+}
+
+struct em_shard *em_domain_enter_slow(execmem_domain *domain)
+{
+	execmem_domain *d;
+	uint32_t number;
+
+	if (find_domain(domain, &d) < 0)
+		return NULL;
+	number = home_of(d);
+	em_sys_lock(&d->gates[number].lock);
+	if (EM_LIKELY(d->open))
+		return d->shards[number];
+	em_sys_unlock(&d->gates[number].lock);
+	refuse_closed();
+	return NULL;
+}
+
+struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address)
+{
+	execmem_domain *d;
+
+	if (find_domain(domain, &d) < 0)
+		return NULL;
+	for (;;) {
+		uint64_t pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
+		uint32_t number = pack < EXECMEM_WINDOW_PACKS_MAX ? __atomic_load_n(&d->shard_of[pack], __ATOMIC_RELAXED) : 0;
+
+		em_sys_lock(&d->gates[number].lock);
+		if (!d->open) {
+			em_sys_unlock(&d->gates[number].lock);
+			refuse_closed();
+			return NULL;
+		}
+		pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
+		if (pack < d->map.packs && d->shard_of[pack] == number)
+			return d->shards[number];
+		if (pack >= d->map.packs)
+			em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)address,
+			             d->ledger.header->name);
+		em_sys_unlock(&d->gates[number].lock);
+		if (pack >= d->map.packs)
+			return NULL;
+		/* the pack changed hands on the way: look again */
+	}
+}
+
+execmem_domain *em_domain_owner(const void *address)
+{
+	execmem_domain *owner = em_index_owner(&atlas, (uintptr_t)address);
+
+	if (EM_UNLIKELY(!owner))
+		em_error_set(EXECMEM_EFOREIGN,
+		             "address %p lies in no window of execmem in this process; pass the address that alloc or place gave.",
+		             address);
+	return owner;
+}
+
+static void lock_all(execmem_domain *d)
+{
+	em_sys_lock(&d->admin);
+	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++)
+		em_sys_lock(&d->gates[i].lock);
+}
+
+void em_domain_leave_all(execmem_domain *d)
+{
+	for (uint32_t i = atomic_load(&d->shard_count); i-- > 0;)
+		em_sys_unlock(&d->gates[i].lock);
+	em_sys_unlock(&d->admin);
+}
+
+int em_domain_enter_all(execmem_domain *domain, execmem_domain **out)
+{
+	execmem_domain *d;
+	int err = find_domain(domain, &d);
+
+	if (err < 0)
+		return err;
+	lock_all(d);
+	if (!d->open) {
+		em_domain_leave_all(d);
+		return refuse_closed();
 	}
 	*out = d;
 	return 0;
 }
 
-int em_domain_enter_owner(const void *address, execmem_domain **out)
+void em_domain_sum(const execmem_domain *d, execmem_shard *out)
 {
-	execmem_domain *owner = em_index_owner(&atlas, (uintptr_t)address);
+	*out = (execmem_shard){0};
+	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++) {
+		const execmem_shard *s = &d->ledger.shards[i];
 
-	if (EM_LIKELY(owner != NULL))
-		return em_domain_enter(owner, out);
-	return em_error_set(EXECMEM_EFOREIGN,
-	                    "address %p lies in no window of execmem in this process; pass the address that alloc or "
-	                    "place gave.",
-	                    address);
+		out->live_bytes += __atomic_load_n(&s->live_bytes, __ATOMIC_RELAXED);
+		out->used_bytes += __atomic_load_n(&s->used_bytes, __ATOMIC_RELAXED);
+		out->allocs += __atomic_load_n(&s->allocs, __ATOMIC_RELAXED);
+		out->frees += __atomic_load_n(&s->frees, __ATOMIC_RELAXED);
+		out->fills += __atomic_load_n(&s->fills, __ATOMIC_RELAXED);
+		out->fill_bytes += __atomic_load_n(&s->fill_bytes, __ATOMIC_RELAXED);
+		out->refusals += __atomic_load_n(&s->refusals, __ATOMIC_RELAXED);
+		out->events += __atomic_load_n(&s->events, __ATOMIC_RELAXED);
+	}
 }
 
 /* ---- limits ---- */
@@ -112,12 +257,12 @@ static void uncharge_until(execmem_domain *from, const execmem_domain *end, uint
 			__atomic_fetch_sub(&from->ledger.header->charged_bytes, bytes, __ATOMIC_RELAXED);
 }
 
-int em_domain_charge(execmem_domain *domain, uint64_t bytes)
+int em_domain_charge_slow(execmem_domain *domain, uint64_t bytes)
 {
 	for (execmem_domain *d = domain; d; d = d->parent) {
 		execmem_header *h = d->ledger.header;
 
-		if (EM_LIKELY(!d->limited) || charge_one(h, bytes))
+		if (!d->limited || charge_one(h, bytes))
 			continue;
 		uncharge_until(domain, d, bytes);
 		return em_error_set(EXECMEM_ELIMIT,
@@ -129,7 +274,7 @@ int em_domain_charge(execmem_domain *domain, uint64_t bytes)
 	return 0;
 }
 
-void em_domain_uncharge(execmem_domain *domain, uint64_t bytes)
+void em_domain_uncharge_slow(execmem_domain *domain, uint64_t bytes)
 {
 	uncharge_until(domain, NULL, bytes);
 }
@@ -137,8 +282,11 @@ void em_domain_uncharge(execmem_domain *domain, uint64_t bytes)
 /* The tree's lock is held. */
 static uint64_t sum_used(const execmem_domain *d)
 {
-	uint64_t sum = __atomic_load_n(&d->ledger.header->used_bytes, __ATOMIC_RELAXED);
+	execmem_shard own;
+	uint64_t sum;
 
+	em_domain_sum(d, &own);
+	sum = own.used_bytes;
 	for (const execmem_domain *child = d->first_child; child; child = child->next_sibling)
 		sum += sum_used(child);
 	return sum;
@@ -156,7 +304,7 @@ uint64_t em_domain_charged(execmem_domain *domain)
 
 static void lock_subtree(execmem_domain *d)
 {
-	em_sys_lock(&d->lock);
+	lock_all(d);
 	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
 		lock_subtree(child);
 }
@@ -165,26 +313,33 @@ static void unlock_subtree(execmem_domain *d)
 {
 	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
 		unlock_subtree(child);
-	em_sys_unlock(&d->lock);
+	em_domain_leave_all(d);
+}
+
+static void mark_charged(execmem_domain *d)
+{
+	d->charged = true;
+	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
+		mark_charged(child);
 }
 
 int execmem_domain_limit(execmem_domain *domain, uint64_t limit)
 {
 	execmem_domain *d;
-	int err = em_domain_enter(domain, &d);
+	int err = find_domain(domain, &d);
 
 	if (err < 0)
 		return err;
-	em_domain_leave(d);
 	em_sys_lock(&tree_lock);
 	if (!d->open) {
 		em_sys_unlock(&tree_lock);
-		return em_error_set(EXECMEM_ECLOSED, "the domain is closed; open a new one.");
+		return refuse_closed();
 	}
 	lock_subtree(d); /* nobody allocates there while the first count is made */
 	if (!d->limited)
 		d->ledger.header->charged_bytes = sum_used(d);
 	d->limited = true;
+	mark_charged(d);
 	__atomic_store_n(&d->ledger.header->limit, limit, __ATOMIC_RELAXED);
 	unlock_subtree(d);
 	em_sys_unlock(&tree_lock);
@@ -261,10 +416,13 @@ static execmem_domain *new_handle(void)
 	execmem_domain *d = closed_first;
 
 	if (!d || closed_count < CLOSED_KEPT)
-		return calloc(1, sizeof *d);
-	closed_first = d->next_sibling;
-	closed_count--;
-	memset(d, 0, sizeof *d);
+		d = aligned_alloc(sizeof d->gates[0], em_round_up(sizeof *d, sizeof d->gates[0]));
+	else {
+		closed_first = d->next_sibling;
+		closed_count--;
+	}
+	if (d)
+		memset(d, 0, sizeof *d);
 	return d;
 }
 
@@ -333,18 +491,23 @@ static int open_locked(const execmem_options *o, execmem_domain *parent, execmem
 	if (err < 0)
 		goto undo_handle;
 	err = add_leaves((uintptr_t)d->map.window, em_domain_offset(d->map.packs, 0));
+	if (err == 0 && !open_shard(d, 0))
+		err = em_error_set(EXECMEM_ENOMEM, "out of memory for a domain's first shard.");
 	if (err < 0)
 		goto undo_memory;
 	d->arch = em_arch_host();
+	d->plain = d->map.alias && !d->arch->flush && d->arch->fill_sync == EM_ARCH_SYNC_NONE && d->arch->trap_size == 1;
+	d->blank[EXECMEM_TEXT] = traps[0];
 	d->forks = em_domain_forks;
 	d->parent = parent;
 	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
-		d->small[kind] = d->spare[kind] = EM_PACK_NONE;
+		d->spare[kind] = EM_PACK_NONE;
 	h = d->ledger.header;
 	h->window = (uintptr_t)d->map.window;
 	h->limit = o->limit ? o->limit : UINT64_MAX;
 	d->limited = o->limit != 0;
-	em_sys_lock_init(&d->lock);
+	d->charged = d->limited || (parent && parent->charged);
+	em_sys_lock_init(&d->names);
 	h->domain = ++domain_numbers;
 	h->parent = parent ? parent->ledger.header->domain : 0;
 	h->write_mode = (uint32_t)d->map.mode;
@@ -382,14 +545,14 @@ static int mode_from_environment(int *out)
 
 static execmem_domain *root_locked(void)
 {
-	execmem_domain *d = __atomic_load_n(&root, __ATOMIC_ACQUIRE);
+	execmem_domain *d = __atomic_load_n(&em_domain_default, __ATOMIC_ACQUIRE);
 	execmem_options options = {.name = "root"};
 
 	if (d)
 		return d;
 	if (start_locked() < 0 || mode_from_environment(&options.write_mode) < 0 || open_locked(&options, NULL, &d) < 0)
 		return NULL;
-	__atomic_store_n(&root, d, __ATOMIC_RELEASE);
+	__atomic_store_n(&em_domain_default, d, __ATOMIC_RELEASE);
 	return d;
 }
 
@@ -430,8 +593,8 @@ int execmem_domain_open(const execmem_options *options, execmem_domain **out)
 static int close_locked(execmem_domain *d, bool force)
 {
 	execmem_domain **link;
+	execmem_shard own;
 	execmem_header *h;
-	uint64_t own = 0;
 
 	if (d->forks != em_domain_forks)
 		return em_error_set(EXECMEM_EFORKED, "only the process that opened a domain can close it; it ends with the process.");
@@ -444,20 +607,26 @@ static int close_locked(execmem_domain *d, bool force)
 		return em_error_set(EXECMEM_EBUSY, "domain \"%s\" has children; close them first, or force.", h->name);
 	while (d->first_child)
 		(void)close_locked(d->first_child, true);
-	em_sys_lock(&d->lock);
-	if (!force && h->live_blocks) {
+	lock_all(d);
+	em_domain_sum(d, &own);
+	if (!force && own.allocs != own.frees) {
 		em_error_set(EXECMEM_EBUSY, "domain \"%s\" has %llu live blocks; free them first, or force.", h->name,
-		             (unsigned long long)h->live_blocks);
-		em_sys_unlock(&d->lock);
+		             (unsigned long long)(own.allocs - own.frees));
+		em_domain_leave_all(d);
 		return EXECMEM_EBUSY;
 	}
 	d->open = false;
-	own = h->used_bytes;
-	uncharge_until(d->parent, NULL, own);
+	em_domain_leave_all(d);
+	while (atomic_load(&d->makers)) /* they find it closed and give up */
+		em_sys_nap();
+	lock_all(d); /* and have left */
+	em_domain_leave_all(d);
+	em_domain_sum(d, &own);
+	uncharge_until(d->parent, NULL, own.used_bytes);
 	remove_leaves(h->window, em_domain_offset(d->map.packs, 0));
 	em_map_close(&d->map);
 	em_ledger_close(&d->ledger);
-	em_sys_unlock(&d->lock);
+	close_shards(d);
 	for (link = &d->parent->first_child; *link != d; link = &(*link)->next_sibling)
 		;
 	*link = d->next_sibling;

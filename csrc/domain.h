@@ -3,9 +3,17 @@
  *   open --------> live blocks come and go --------> closed (execmem_domain_close; the handle then answers ECLOSED)
  *     \-- fork --> in the child: frozen: its code runs, every call that would change it answers EFORKED
  *
- * Locks, in the order in which they may be taken: the tree's, then one domain's, then the one that stops threads (mode flip).
- * Where several domains are locked it is by one who holds the tree's, parents before children. Charges up the tree are atomic
- * and take no lock; a domain that never had a limit is not charged at all.
+ * A domain's packs are divided among shards, each with a lock, free runs, parked blocks and counters of its own. A thread that comes
+ * for memory has a shard for its home: the first EM_SHARDS threads one each, later ones share. A block is freed under the lock of the
+ * shard whose pack it lies in, whoever frees it. A pack that stands idle in one shard can be taken over by another (supply.c).
+ *
+ * Locks, in the order in which they may be taken: the tree's, one domain's `admin`, the shards' by number, `packs`, `names`, then
+ * the one that stops threads (mode flip). Where several domains are locked it is by one who holds the tree's, parents before
+ * children. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not charged at all.
+ *
+ *   tree    who is whose parent; opening and closing          shard   its packs, their blocks and records, its counters
+ *   admin   adding shards; held by whoever wants all of them   packs   which packs are present; the file's size; the spares
+ *                                                             names   the heap of names
  */
 #ifndef EM_DOMAIN_H
 #define EM_DOMAIN_H
@@ -18,10 +26,40 @@
 #include "poke.h"
 #include "sys.h"
 
-struct execmem_domain {
+enum { EM_SHARDS = EXECMEM_SHARDS_MAX };
+
+struct em_shard {
+	execmem_domain *domain;
+	struct em_lock *lock;
+	execmem_shard *books;
+	execmem_event *ring;
+	struct em_index *index; /* [EXECMEM_KINDS] */
+	uint32_t number;
+	bool undrained; /* traps were written past the caches and not drained since */
+	uint32_t small[EXECMEM_KINDS]; /* the pack that still grows, EM_PACK_NONE: none */
+	uint32_t packs_of[EXECMEM_KINDS]; /* and of those, spans apart: */
+	uint32_t usable_chunks[EXECMEM_KINDS];
+	uint32_t free_chunks[EXECMEM_KINDS]; /* parked ones are not free */
+	uint32_t shut_chunks[EXECMEM_KINDS]; /* of the free ones, those in draining packs */
+	uint32_t drain_at[EXECMEM_KINDS];    /* free chunks at which to look again for a pack to drain */
+	struct em_park park[EXECMEM_KINDS];
+};
+
+struct em_gate { /* a lock on cache lines of its own */
 	struct em_lock lock;
-	bool open;              /* under the lock */
-	bool limited;           /* has had a limit, so charged_bytes is kept; under the locks of its whole subtree */
+	uint8_t apart[128 - sizeof(struct em_lock)];
+};
+
+struct execmem_domain {
+	struct em_gate gates[EM_SHARDS]; /* of the shards: lockable for as long as the handle is known, closed or not */
+	_Atomic uintptr_t home[EM_SHARDS]; /* whose home a shard is */
+	struct em_shard *shards[EM_SHARDS]; /* there while the domain is open */
+	_Atomic uint32_t shard_count;
+	bool open;              /* written under all shards' locks */
+	bool limited;           /* has had a limit; under the locks of its whole subtree */
+	bool plain;             /* mode alias, on a CPU where a store to code needs nothing done after it and traps are bytes */
+	uint8_t blank[EXECMEM_KINDS]; /* those bytes */
+	bool charged;           /* it or a domain above is limited, so charges are kept; like `limited` */
 	uint32_t forks;         /* of em_domain_forks when it was opened */
 	execmem_domain *parent; /* the tree: under the tree's lock */
 	execmem_domain *first_child;
@@ -29,28 +67,89 @@ struct execmem_domain {
 	const struct em_arch *arch;
 	struct em_map map;
 	struct em_ledger ledger;
-	uint32_t small[EXECMEM_KINDS]; /* the pack that still grows, EM_PACK_NONE: none */
-	uint32_t spare[EXECMEM_KINDS]; /* an empty full pack that is kept, EM_PACK_NONE: none */
-	uint32_t packs_of[EXECMEM_KINDS];
-	struct em_park park[EXECMEM_KINDS];
-	uint64_t present[EXECMEM_WINDOW_PACKS_MAX / 64]; /* bit: the pack is not ABSENT */
+	struct em_lock admin, packs, names;
+	_Atomic uint32_t makers;       /* threads that make packs, outside their shards' locks */
+	_Atomic uint64_t making_bytes; /* and the blocks they make them for, which are in used_bytes already */
+	uint32_t spare[EXECMEM_KINDS]; /* an empty full pack that is kept, EM_PACK_NONE: none; under `packs` */
+	uint64_t present[EXECMEM_WINDOW_PACKS_MAX / 64]; /* bit: the pack is not ABSENT, or is being made; under `packs` */
+	uint8_t shard_of[EXECMEM_WINDOW_PACKS_MAX]; /* changes under the locks of the old and the new shard */
 };
 
 extern uint32_t em_domain_forks; /* forks that lie between the first process and this one */
+extern execmem_domain *em_domain_default; /* the root; atomic; NULL until first used */
 
-/* Finds the domain (NULL: the root) and locks it; an error when it is closed, forked or never was. */
-int em_domain_enter(execmem_domain *domain, execmem_domain **out);
-/* The same for the owner of an address; EFOREIGN when there is none. */
-int em_domain_enter_owner(const void *address, execmem_domain **out);
+/* Locks the caller's home shard in a domain (NULL: the root). NULL and an error: it is closed, forked or never was. */
+struct em_shard *em_domain_enter_slow(execmem_domain *domain);
+/* Locks the shard whose pack has the address; NULL and an error: likewise, or it lies outside the domain's window. */
+struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address);
+/* The domain whose window has the address; NULL and EFOREIGN: none. Takes no lock. */
+execmem_domain *em_domain_owner(const void *address);
+/* Locks all shards, for what concerns the whole domain. */
+int em_domain_enter_all(execmem_domain *domain, execmem_domain **out);
+void em_domain_leave_all(execmem_domain *domain);
+void em_domain_sum(const execmem_domain *domain, execmem_shard *out); /* what its shards have counted */
 
-static inline void em_domain_leave(execmem_domain *domain)
+EM_HOT struct em_shard *em_domain_enter(execmem_domain *domain)
 {
-	em_sys_unlock(&domain->lock);
+	execmem_domain *d = domain ? domain : __atomic_load_n(&em_domain_default, __ATOMIC_ACQUIRE);
+
+	if (EM_LIKELY(d && d->forks == em_domain_forks && em_sys_lock_is_mine(&d->gates[0].lock))) {
+		em_sys_lock(&d->gates[0].lock);
+		if (EM_LIKELY(d->open))
+			return d->shards[0];
+		em_sys_unlock(&d->gates[0].lock);
+	}
+	return em_domain_enter_slow(domain);
 }
 
-/* Adds to what is charged to every domain from here up that has a limit, all or none. */
-int em_domain_charge(execmem_domain *domain, uint64_t bytes);
-void em_domain_uncharge(execmem_domain *domain, uint64_t bytes);
+EM_HOT struct em_shard *em_domain_enter_at(execmem_domain *domain, uint64_t address)
+{
+	execmem_domain *d = domain ? domain : __atomic_load_n(&em_domain_default, __ATOMIC_ACQUIRE);
+	uint64_t pack;
+	unsigned number;
+
+	if (EM_LIKELY(d && d->forks == em_domain_forks)) {
+		pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
+		if (EM_LIKELY(pack < d->map.packs)) {
+			number = __atomic_load_n(&d->shard_of[pack], __ATOMIC_RELAXED);
+			em_sys_lock(&d->gates[number].lock);
+			if (EM_LIKELY(d->open && d->shard_of[pack] == number && pack < d->map.packs))
+				return d->shards[number];
+			em_sys_unlock(&d->gates[number].lock);
+		}
+	}
+	return em_domain_enter_at_slow(domain, address);
+}
+
+EM_HOT void em_domain_leave(struct em_shard *shard)
+{
+	if (EM_UNLIKELY(shard->undrained && !shard->lock->by_flag)) { /* by the flag it is drained when the bias is withdrawn */
+		shard->domain->arch->drain();
+		shard->undrained = false;
+	}
+	em_sys_unlock(shard->lock);
+}
+
+/* Adds to what is charged to every domain from here up that has a limit, all or none. A block is in its shard's used_bytes for as
+ * long as it is charged: a limit that comes meanwhile counts from there. */
+int em_domain_charge_slow(execmem_domain *domain, uint64_t bytes);
+void em_domain_uncharge_slow(execmem_domain *domain, uint64_t bytes);
+
+EM_HOT int em_domain_charge(struct em_shard *shard, uint64_t bytes)
+{
+	int err = EM_UNLIKELY(shard->domain->charged) ? em_domain_charge_slow(shard->domain, bytes) : 0;
+
+	if (EM_LIKELY(err == 0))
+		shard->books->used_bytes += bytes;
+	return err;
+}
+
+EM_HOT void em_domain_uncharge(struct em_shard *shard, uint64_t bytes)
+{
+	shard->books->used_bytes -= bytes;
+	if (EM_UNLIKELY(shard->domain->charged))
+		em_domain_uncharge_slow(shard->domain, bytes);
+}
 
 /* Rounded bytes of live blocks here and in all children, whether limited or not. Takes the tree's lock. */
 uint64_t em_domain_charged(execmem_domain *domain);
@@ -60,9 +159,14 @@ static inline uint64_t em_domain_offset(uint32_t pack, uint32_t chunk)
 	return ((uint64_t)pack << EM_PACK_SHIFT) + ((uint64_t)chunk << EM_CHUNK_SHIFT);
 }
 
-static inline uint32_t em_domain_ms(const execmem_domain *domain)
+EM_HOT uint32_t em_domain_ms(const execmem_domain *domain)
 {
 	return (uint32_t)(em_sys_milliseconds() - domain->ledger.epoch_ms);
+}
+
+static inline uint64_t em_domain_address(const execmem_domain *domain, uint32_t pack, uint32_t chunk)
+{
+	return (uintptr_t)domain->map.window + em_domain_offset(pack, chunk);
 }
 
 static inline struct em_poke em_domain_where(execmem_domain *domain, uint32_t pack)

@@ -63,8 +63,8 @@ enum execmem_block_state {
 	EXECMEM_BLOCK_NONE = 0,     /* the record is free */
 	EXECMEM_BLOCK_RESERVED = 1, /* given out, still all traps */
 	EXECMEM_BLOCK_FILLED = 2,   /* written at least once */
-	EXECMEM_BLOCK_DYING = 3,    /* within a free_many that has not ended */
-	EXECMEM_BLOCK_PARKED = 4    /* freed and blank; kept whole for the next block of its length */
+	EXECMEM_BLOCK_PARKED = 3,   /* freed and blank; kept whole for the next block of its length */
+	EXECMEM_BLOCK_DYING = 16    /* added to another: within a free_many that has not ended */
 };
 
 enum execmem_event_op {
@@ -84,6 +84,7 @@ enum execmem_limits {
 	EXECMEM_ALIGN_MAX = 4096,
 	EXECMEM_NAME_MAX = 255,       /* bytes of a block's name, longer ones are refused */
 	EXECMEM_WINDOW_PACKS_MAX = 4096,
+	EXECMEM_SHARDS_MAX = 16,
 	EXECMEM_NAME_CELL = 32,       /* bytes of one cell of the name heap */
 	EXECMEM_NAME_CELL_TEXT = 28
 };
@@ -92,19 +93,22 @@ enum execmem_limits {
 
 typedef struct execmem_header { /* at offset 0 */
 	char magic[8];              /* "EXECMEM\0" */
-	uint32_t version;           /* 1; a reader refuses others */
+	uint32_t version;           /* 2; a reader refuses others */
 	uint32_t header_size;       /* sizeof(struct execmem_header) */
 	uint64_t ledger_size;       /* bytes of address space; most of it is never touched */
 	uint64_t packs_offset;      /* execmem_pack[packs_max] */
 	uint64_t index_offset;      /* private to the library */
-	uint64_t events_offset;     /* execmem_event[events_max] */
+	uint64_t shards_offset;     /* execmem_shard[shards_max] */
+	uint64_t events_offset;     /* execmem_event[shards_max][events_max]: a ring a shard */
 	uint64_t maps_offset; /* per pack, maps_stride apart: 512 pairs of u64, used and head bits of 64 chunks; then private parts */
 	uint64_t maps_stride;
-	uint64_t blocks_offset; /* execmem_block[blocks_max] */
+	uint64_t extents_at; /* in a pack's maps: 512 times u32, the pack's record of the first block of each group of 64 chunks */
+	uint64_t blocks_offset; /* per pack, blocks_stride apart: execmem_block[] */
+	uint64_t blocks_stride;
 	uint64_t names_offset; /* 32-byte cells: u32 next cell (0: last), 28 bytes of text */
 	uint32_t packs_max;
+	uint32_t shards_max;
 	uint32_t events_max; /* a power of two */
-	uint32_t blocks_max;
 	uint32_t names_max; /* cells */
 	uint64_t window; /* address of the first pack */
 	uint64_t epoch_realtime_ns; /* when the ledger was made; `born_ms` and `time_ms` count from here */
@@ -118,30 +122,34 @@ typedef struct execmem_header { /* at offset 0 */
 	char arch[16];
 	/* counters: written by the owner only, read by anybody, each correct by itself */
 	uint64_t charged_bytes; /* rounded sizes of live blocks, children's included; kept once there is a limit */
-	uint64_t live_blocks; /* this domain's own, like all that follow */
-	uint64_t live_bytes; /* as asked for */
-	uint64_t used_bytes; /* as rounded to chunks and pages */
-	uint64_t allocs;
-	uint64_t frees;
-	uint64_t fills;
-	uint64_t fill_bytes;
 	uint64_t packs_live;
 	uint64_t packs_made;
 	uint64_t packs_returned;
 	uint64_t collapses;
 	uint64_t collapse_failures;
-	uint64_t refusals; /* calls that ended in an error */
-	uint64_t events; /* ever written; the newest is at (events - 1) % events_max */
+	uint32_t shards; /* in use; those beyond were never used */
 	uint32_t packs_top; /* packs beyond this were never made */
-	uint32_t blocks_top; /* block records beyond this were never used */
 	uint32_t names_top;
 	uint32_t name_pages_open; /* private */
-	uint32_t extents_free[8]; /* private */
 } execmem_header;
+
+/* What the blocks of one shard come to. A shard is a part of a domain with packs and books of its own, so that threads do not wait
+ * for each other; the sums over all shards are the domain's. */
+typedef struct execmem_shard {
+	uint64_t live_bytes; /* as asked for; blocks that changed hands make it wrap, its sum is right */
+	uint64_t used_bytes; /* as rounded to chunks and pages */
+	uint64_t allocs; /* less the frees of all shards: live blocks */
+	uint64_t frees;
+	uint64_t fills;
+	uint64_t fill_bytes;
+	uint64_t refusals; /* calls that ended in an error */
+	uint64_t events; /* ever written; the newest of its ring is at (events - 1) % events_max */
+	uint64_t reserved[8];
+} execmem_shard;
 
 typedef struct execmem_pack { /* one cache line a pack */
 	uint64_t address;
-	uint64_t classes; /* private: bit c: a free run of size class c exists */
+	uint64_t classes[2]; /* private: bit c: a free run of size class c exists */
 	uint32_t usable_chunks; /* mapped and open for blocks */
 	uint32_t used_chunks; /* of live and parked blocks */
 	uint32_t blocks; /* live ones */
@@ -152,17 +160,17 @@ typedef struct execmem_pack { /* one cache line a pack */
 	uint8_t kind; /* enum execmem_kind */
 	uint8_t huge; /* 1: the kernel reported one 2 MB entry when last asked */
 	uint8_t generations; /* times a pack was made here, sticks at 255 */
-	uint8_t reserved[20];
+	uint8_t shard; /* whose it is */
+	uint8_t draining; /* 1: no block is put here for now, so that it becomes empty */
+	uint8_t reserved[10];
 } execmem_pack;
 
-typedef struct execmem_block {
-	uint64_t address; /* 0: no live block */
-	uint32_t size; /* bytes asked for */
+typedef struct execmem_block { /* its address and chunks follow from its place: docs/ledger.md */
 	uint32_t name; /* first cell in the name heap, 0: none */
 	uint32_t born_ms;
+	uint16_t unused; /* bytes of its chunks (a span: pages) beyond what was asked for */
 	uint8_t state; /* enum execmem_block_state */
 	uint8_t kind; /* enum execmem_kind */
-	uint16_t reserved; /* private */
 } execmem_block;
 
 typedef struct execmem_event {
@@ -261,6 +269,7 @@ int execmem_domain_close(execmem_domain *domain, int force); /* force: live bloc
 execmem_domain *execmem_domain_root(void); /* opened on first use; NULL: execmem_error_code() */
 int execmem_domain_limit(execmem_domain *domain, uint64_t limit); /* bytes, UINT64_MAX: none; below what is charged is allowed */
 int execmem_domain_stats(execmem_domain *domain, execmem_stats *out); /* asks the kernel: microseconds a pack */
+int execmem_domain_count(execmem_domain *domain, execmem_shard *out); /* the sums over its shards; about 0.1 us, asks nobody */
 const execmem_header *execmem_domain_ledger(execmem_domain *domain); /* readable until the domain closes */
 const char *execmem_domain_check(execmem_domain *domain); /* NULL: lawful, else the broken law; walks everything */
 

@@ -1,37 +1,33 @@
 /* index: see index.h for the picture. */
 #include "index.h"
 
-void em_index_update(struct em_index *index, uint32_t pack, uint64_t before, uint64_t after)
+/* Of the classes from `base` on: the set of those that some pack has, and those the pack has lost and gained. */
+static inline uint64_t change(struct em_index *index, unsigned base, uint64_t set, uint32_t pack, uint64_t lost, uint64_t gained)
 {
-	for (uint64_t changed = before ^ after; changed; changed &= changed - 1) {
-		unsigned cls = em_ctz(changed);
-		uint64_t *word = &index->packs[cls][pack / 64];
+	uint64_t *packs = &index->packs[pack / 64][base], *top = &index->top[base];
 
-		if (after >> cls & 1) {
-			*word |= 1ull << pack % 64;
-			index->top[cls] |= 1ull << pack / 64;
-			index->classes |= 1ull << cls;
-			continue;
-		}
-		*word &= ~(1ull << pack % 64);
-		if (*word == 0)
-			index->top[cls] &= ~(1ull << pack / 64);
-		if (index->top[cls] == 0)
-			index->classes &= ~(1ull << cls);
+	for (; gained; gained &= gained - 1) {
+		unsigned cls = em_ctz(gained);
+
+		packs[cls] |= 1ull << pack % 64;
+		top[cls] |= 1ull << pack / 64;
+		set |= 1ull << cls;
 	}
+	for (; lost; lost &= lost - 1) {
+		unsigned cls = em_ctz(lost);
+
+		packs[cls] &= ~(1ull << pack % 64);
+		top[cls] &= ~((uint64_t)(packs[cls] == 0) << pack / 64);
+		set &= ~((uint64_t)(top[cls] == 0) << cls);
+	}
+	return set;
 }
 
-bool em_index_best(const struct em_index *index, unsigned from, unsigned *cls, uint32_t *pack)
+void em_index_change(struct em_index *index, uint32_t pack, struct em_classes before, struct em_classes after)
 {
-	uint64_t classes = from < EM_PACK_CLASSES ? index->classes & ~0ull << from : 0;
-	unsigned word;
-
-	if (!classes)
-		return false;
-	*cls = em_ctz(classes);
-	word = em_ctz(index->top[*cls]);
-	*pack = word * 64 + em_ctz(index->packs[*cls][word]);
-	return true;
+	index->classes.low = change(index, 0, index->classes.low, pack, before.low & ~after.low, after.low & ~before.low);
+	if (before.high != after.high)
+		index->classes.high = change(index, 64, index->classes.high, pack, before.high & ~after.high, after.high & ~before.high);
 }
 
 uint32_t em_index_next(const struct em_index *index, unsigned cls, uint32_t after)
@@ -41,22 +37,31 @@ uint32_t em_index_next(const struct em_index *index, unsigned cls, uint32_t afte
 
 	if (from >= EXECMEM_WINDOW_PACKS_MAX)
 		return EM_PACK_NONE;
-	word = index->packs[cls][from / 64] & ~0ull << from % 64;
+	word = index->packs[from / 64][cls] & ~0ull << from % 64;
 	if (word)
 		return from / 64 * 64 + em_ctz(word);
 	tops = from / 64 == 63 ? 0 : index->top[cls] & ~0ull << (from / 64 + 1);
 	if (!tops)
 		return EM_PACK_NONE;
-	return em_ctz(tops) * 64 + em_ctz(index->packs[cls][em_ctz(tops)]);
+	return em_ctz(tops) * 64 + em_ctz(index->packs[em_ctz(tops)][cls]);
+}
+
+struct em_classes em_index_known(const struct em_index *index, uint32_t pack)
+{
+	uint64_t known[2] = {0};
+
+	for (unsigned cls = 0; cls < EM_PACK_CLASSES; cls++)
+		known[cls / 64] |= (index->packs[pack / 64][cls] >> pack % 64 & 1) << cls % 64;
+	return (struct em_classes){known[0], known[1]};
 }
 
 const char *em_index_check(const struct em_index *index)
 {
 	for (unsigned cls = 0; cls < EM_PACK_CLASSES; cls++) {
 		for (unsigned i = 0; i < EXECMEM_WINDOW_PACKS_MAX / 64; i++)
-			if ((index->top[cls] >> i & 1) != (index->packs[cls][i] != 0))
+			if ((index->top[cls] >> i & 1) != (index->packs[i][cls] != 0))
 				return "the index's top does not match its packs";
-		if ((index->classes >> cls & 1) != (index->top[cls] != 0))
+		if (em_classes_have(index->classes, cls) != (index->top[cls] != 0))
 			return "the index's classes do not match its top";
 	}
 	return NULL;

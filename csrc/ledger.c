@@ -10,6 +10,9 @@
 enum {
 	CELLS = EM_PAGE / EXECMEM_NAME_CELL, /* of one name page, the first is its header */
 	NAME_PAGES_PER_PACK = EXECMEM_PACK_CHUNKS / CELLS + 1,
+	/* The worst a growing group can leave behind: extents of every smaller class beside its own of 64 records. */
+	RECORDS = EXECMEM_PACK_WORDS * (2 + 4 + 6 + 8 + 10 + 12 + 16 + 24 + 32 + 48 + 64),
+	INDEX_STRIDE = (sizeof(struct em_index) * EXECMEM_KINDS + EM_PAGE - 1) / EM_PAGE * EM_PAGE,
 	NAMES_KEPT = 64, /* pages of an unused name heap that are not worth a system call */
 };
 
@@ -27,34 +30,38 @@ struct name_cell {
 
 /* ---- layout ---- */
 
+static uint64_t lay(uint64_t *at, uint64_t size)
+{
+	uint64_t here = *at;
+
+	*at = em_round_up(here + size, EM_PAGE);
+	return here;
+}
+
 static void set_layout(execmem_header *h, uint32_t packs_max)
 {
 	uint64_t at = EM_PAGE;
 
 	h->packs_max = packs_max;
+	h->shards_max = EXECMEM_SHARDS_MAX;
 	h->events_max = EM_LEDGER_EVENTS;
-	/* The worst a growing group can leave behind: extents of every smaller class beside its own of 64 records. */
-	h->blocks_max = packs_max * (EXECMEM_PACK_CHUNKS / 4 * 13);
 	h->names_max = packs_max * NAME_PAGES_PER_PACK * CELLS;
-	h->index_offset = at;
-	at = em_round_up(at + sizeof(struct em_index) * EXECMEM_KINDS, EM_PAGE);
-	h->packs_offset = at;
-	at = em_round_up(at + sizeof(execmem_pack) * packs_max, EM_PAGE);
-	h->events_offset = at;
-	at = em_round_up(at + sizeof(execmem_event) * EM_LEDGER_EVENTS, EM_PAGE);
-	h->maps_offset = at;
+	h->extents_at = offsetof(struct em_ledger_maps, extent);
 	h->maps_stride = em_round_up(sizeof(struct em_ledger_maps), EM_PAGE);
-	at += h->maps_stride * packs_max;
-	h->blocks_offset = at;
-	at += sizeof(execmem_block) * (uint64_t)h->blocks_max;
-	h->names_offset = at;
-	at += (uint64_t)h->names_max * EXECMEM_NAME_CELL;
+	h->blocks_stride = em_round_up(RECORDS * sizeof(execmem_block), EM_PAGE);
+	h->shards_offset = lay(&at, sizeof(execmem_shard) * EXECMEM_SHARDS_MAX);
+	h->index_offset = lay(&at, INDEX_STRIDE * EXECMEM_SHARDS_MAX);
+	h->packs_offset = lay(&at, sizeof(execmem_pack) * packs_max);
+	h->events_offset = lay(&at, sizeof(execmem_event) * EM_LEDGER_EVENTS * EXECMEM_SHARDS_MAX);
+	h->maps_offset = lay(&at, h->maps_stride * packs_max);
+	h->blocks_offset = lay(&at, h->blocks_stride * packs_max);
+	h->names_offset = lay(&at, (uint64_t)h->names_max * EXECMEM_NAME_CELL);
 	h->ledger_size = at;
 }
 
 int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max)
 {
-	execmem_header layout = {.magic = "EXECMEM", .version = 1, .header_size = sizeof layout};
+	execmem_header layout = {.magic = "EXECMEM", .version = 2, .header_size = sizeof layout};
 	char file[80];
 	void *at;
 	int err;
@@ -78,11 +85,14 @@ int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_ma
 	layout.pid = em_sys_pid();
 	snprintf(layout.name, sizeof layout.name, "%s", name);
 	*ledger->header = layout;
-	ledger->index = (struct em_index *)((uint8_t *)at + layout.index_offset);
+	ledger->shards = (execmem_shard *)((uint8_t *)at + layout.shards_offset);
+	ledger->index = (uint8_t *)at + layout.index_offset;
 	ledger->packs = (execmem_pack *)((uint8_t *)at + layout.packs_offset);
 	ledger->events = (execmem_event *)((uint8_t *)at + layout.events_offset);
 	ledger->maps = (uint8_t *)at + layout.maps_offset;
-	ledger->blocks = (execmem_block *)((uint8_t *)at + layout.blocks_offset);
+	ledger->maps_stride = layout.maps_stride;
+	ledger->blocks = (uint8_t *)at + layout.blocks_offset;
+	ledger->blocks_stride = layout.blocks_stride;
 	ledger->names = (uint8_t *)at + layout.names_offset;
 	ledger->epoch_ms = em_sys_milliseconds();
 	return 0;
@@ -106,56 +116,60 @@ uint64_t em_ledger_resident(const struct em_ledger *ledger)
 	return bytes;
 }
 
+struct em_index *em_ledger_index(const struct em_ledger *ledger, uint32_t shard)
+{
+	return (struct em_index *)(ledger->index + (uint64_t)shard * INDEX_STRIDE);
+}
+
 /* ---- block records ---- */
 
-static const uint8_t extent_records[EM_LEDGER_EXTENT_CLASSES] = {4, 8, 12, 16, 24, 32, 48, 64};
+static const uint8_t extent_records[EM_LEDGER_EXTENT_CLASSES] = {2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64};
 
 static uint32_t extent_size(uint8_t class_plus_1)
 {
 	return class_plus_1 ? extent_records[class_plus_1 - 1] : 0;
 }
 
-/* Free extents of a class are a list through the `size` of their first record, which holds the next one's record + 1. */
-static bool borrow_extent(struct em_ledger *l, uint8_t class_plus_1, uint32_t *out)
+/* Free extents of a class are a list through the `name` of their first record, which holds the next one's record + 1. */
+static bool borrow_extent(execmem_block *records, struct em_ledger_maps *maps, uint8_t class_plus_1, uint32_t *out)
 {
-	execmem_header *h = l->header;
-	uint32_t *list = &h->extents_free[class_plus_1 - 1], records = extent_size(class_plus_1);
+	uint32_t *list = &maps->extents_free[class_plus_1 - 1], count = extent_size(class_plus_1);
 
 	if (*list) {
 		*out = *list - 1;
-		*list = l->blocks[*out].size;
-		l->blocks[*out].size = 0;
+		*list = records[*out].name;
+		records[*out].name = 0;
 	} else {
-		if (h->blocks_top + records > h->blocks_max)
+		if (maps->records_top + count > RECORDS)
 			return false;
-		*out = h->blocks_top;
-		h->blocks_top += records;
+		*out = maps->records_top;
+		maps->records_top += count;
 	}
-	l->records_lent += records;
+	maps->records_lent += count;
 	return true;
 }
 
-static void return_extent(struct em_ledger *l, uint32_t extent, uint8_t class_plus_1)
+static void return_extent(execmem_block *records, struct em_ledger_maps *maps, uint32_t extent, uint8_t class_plus_1)
 {
-	uint32_t *list = &l->header->extents_free[class_plus_1 - 1];
+	uint32_t *list = &maps->extents_free[class_plus_1 - 1];
 
-	memset(&l->blocks[extent], 0, extent_size(class_plus_1) * sizeof(execmem_block));
-	l->blocks[extent].size = *list;
+	memset(&records[extent], 0, extent_size(class_plus_1) * sizeof *records);
+	records[extent].name = *list;
 	*list = extent + 1;
-	l->records_lent -= extent_size(class_plus_1);
+	maps->records_lent -= extent_size(class_plus_1);
 }
 
 /* Moves a group's `count` records to an extent of another class; false, with nothing changed, when there is none. */
-static bool move_extent(struct em_ledger *l, struct em_ledger_maps *maps, uint32_t group, uint32_t count, uint8_t to)
+static bool move_extent(execmem_block *records, struct em_ledger_maps *maps, uint32_t group, uint32_t count, uint8_t to)
 {
 	uint8_t from = maps->extent_class[group];
 	uint32_t extent = 0;
 
-	if (to && !borrow_extent(l, to, &extent))
+	if (to && !borrow_extent(records, maps, to, &extent))
 		return false;
 	if (from) {
-		memcpy(&l->blocks[extent], &l->blocks[maps->extent[group]], count * sizeof(execmem_block));
-		return_extent(l, maps->extent[group], from);
+		memcpy(&records[extent], &records[maps->extent[group]], count * sizeof *records);
+		return_extent(records, maps, maps->extent[group], from);
 	}
 	maps->extent[group] = extent;
 	maps->extent_class[group] = to;
@@ -165,49 +179,51 @@ static bool move_extent(struct em_ledger *l, struct em_ledger_maps *maps, uint32
 execmem_block *em_ledger_add_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+	execmem_block *records = em_ledger_records(l, pack), *block;
 	uint32_t group = first / 64;
 	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that are there */
-	execmem_block *block;
 
 	if (count == extent_size(maps->extent_class[group]) &&
-	    !move_extent(l, maps, group, count, (uint8_t)(maps->extent_class[group] + 1))) {
-		em_error_set(EXECMEM_ENOMEM, "the ledger's table of %u block records is full; open another domain.", l->header->blocks_max);
+	    !move_extent(records, maps, group, count, (uint8_t)(maps->extent_class[group] + 1))) {
+		em_error_set(EXECMEM_ENOMEM, "a pack's table of %d block records is full; open another domain.", RECORDS);
 		return NULL;
 	}
 	block = em_ledger_block(l, pack, first);
-	memmove(block + 1, block, (size_t)(&l->blocks[maps->extent[group] + count] - block) * sizeof *block);
+	for (execmem_block *at = records + maps->extent[group] + count; at > block; at--)
+		*at = at[-1];
 	return block;
 }
 
 void em_ledger_drop_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
-	execmem_block *block = em_ledger_block(l, pack, first);
+	execmem_block *records = em_ledger_records(l, pack), *block = em_ledger_block(l, pack, first);
 	uint32_t group = first / 64;
 	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that stay */
-	execmem_block *last = &l->blocks[maps->extent[group] + count];
+	execmem_block *last = &records[maps->extent[group] + count];
 	uint8_t cls = maps->extent_class[group];
 
-	memmove(block, block + 1, (size_t)(last - block) * sizeof *block);
+	for (; block < last; block++)
+		*block = block[1];
 	*last = (execmem_block){0};
 	if (count == 0)
-		(void)move_extent(l, maps, group, 0, 0);
-	else if (cls > 2 && count <= extent_size((uint8_t)(cls - 2)))
-		(void)move_extent(l, maps, group, count, (uint8_t)(cls - 2)); /* the table is full: stay */
+		(void)move_extent(records, maps, group, 0, 0);
+	else if (count < extent_size((uint8_t)(cls - 1))) /* one to spare, so that the next block does not move them back */
+		(void)move_extent(records, maps, group, count, (uint8_t)(cls - 1)); /* the table is full: stay */
+}
+
+static void discard(void *at, uint64_t size)
+{
+	if (size > 0 && em_sys_discard_table(at, em_round_up(size, EM_PAGE)) < 0)
+		memset(at, 0, size); /* refused: the memory stays, what it said must not */
 }
 
 void em_ledger_forget_pack(struct em_ledger *l, uint32_t pack)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
 
-	if (em_sys_discard_table(maps, l->header->maps_stride) < 0)
-		memset(maps, 0, sizeof *maps); /* refused: the memory stays, what it said must not */
-	if (l->records_lent == 0 && l->header->blocks_top) {
-		if (em_sys_discard_table(l->blocks, em_round_up((uint64_t)l->header->blocks_top * sizeof(execmem_block), EM_PAGE)) < 0)
-			memset(l->blocks, 0, (uint64_t)l->header->blocks_top * sizeof(execmem_block));
-		memset(l->header->extents_free, 0, sizeof l->header->extents_free);
-		l->header->blocks_top = 0;
-	}
+	discard(em_ledger_records(l, pack), maps->records_top * sizeof(execmem_block));
+	discard(maps, sizeof *maps);
 }
 
 /* ---- names ---- */
@@ -341,31 +357,26 @@ void em_ledger_read_name(const struct em_ledger *l, uint32_t name, char *out, si
 
 /* ---- is it lawful? ---- */
 
-static const char *check_extents(const struct em_ledger *l)
+const char *em_ledger_check_pack(const struct em_ledger *l, uint32_t pack)
 {
-	const execmem_header *h = l->header;
+	const struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+	const execmem_block *records = em_ledger_records(l, pack);
 	uint64_t lent = 0, free_records = 0;
 
-	for (uint32_t pack = 0; pack < h->packs_top; pack++) {
-		const struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+	for (uint32_t group = 0; group < EXECMEM_PACK_WORDS; group++) {
+		uint32_t heads = em_count(maps->bits.group[group].head);
 
-		if (l->packs[pack].state == EXECMEM_PACK_ABSENT || l->packs[pack].state == EXECMEM_PACK_SPAN_TAIL)
-			continue;
-		for (uint32_t group = 0; group < EXECMEM_PACK_WORDS; group++) {
-			uint32_t heads = em_count(maps->bits.group[group].head);
-
-			if (heads > extent_size(maps->extent_class[group]) || (heads == 0) != (maps->extent_class[group] == 0))
-				return "a group's extent does not fit its blocks";
-			lent += extent_size(maps->extent_class[group]);
-		}
+		if (heads > extent_size(maps->extent_class[group]) || (heads == 0) != (maps->extent_class[group] == 0))
+			return "a group's extent does not fit its blocks";
+		lent += extent_size(maps->extent_class[group]);
 	}
-	if (lent != l->records_lent)
+	if (lent != maps->records_lent)
 		return "records_lent does not count the records groups hold";
 	for (uint8_t cls = 1; cls <= EM_LEDGER_EXTENT_CLASSES; cls++)
-		for (uint32_t e = h->extents_free[cls - 1]; e; e = l->blocks[e - 1].size)
-			if ((free_records += extent_size(cls)) > h->blocks_top)
+		for (uint32_t e = maps->extents_free[cls - 1]; e; e = records[e - 1].name)
+			if ((free_records += extent_size(cls)) > maps->records_top)
 				return "the list of free extents has a cycle";
-	return lent + free_records == h->blocks_top ? NULL : "a block record is neither lent nor free";
+	return lent + free_records == maps->records_top ? NULL : "a block record is neither lent nor free";
 }
 
 const char *em_ledger_check(const struct em_ledger *l)
@@ -373,12 +384,12 @@ const char *em_ledger_check(const struct em_ledger *l)
 	const execmem_header *h = l->header;
 	uint64_t cells_used = 0;
 
-	if (memcmp(h->magic, "EXECMEM", 8) != 0 || h->version != 1)
+	if (memcmp(h->magic, "EXECMEM", 8) != 0 || h->version != 2)
 		return "the ledger's header was overwritten";
 	for (uint32_t page = 0; page < h->names_top / CELLS; page++) {
 		const struct name_page *p = page_at(l, page);
 
 		cells_used += CELLS - 1u - em_count(p->free[0]) - em_count(p->free[1]);
 	}
-	return cells_used == l->names_live ? check_extents(l) : "names_live does not count the cells in use";
+	return cells_used == l->names_live ? NULL : "names_live does not count the cells in use";
 }

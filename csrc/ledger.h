@@ -1,16 +1,18 @@
 /* ledger: the bookkeeping's own shared memory, laid out so that another process can read it (docs/ledger.md).
  *
- *   header | index[kind] | packs | events | maps per pack | blocks | names
+ *   header | shards | index[shard][kind] | packs | events[shard] | maps per pack | records per pack | names
  *
  * One sparse memory file a domain: of its address space only what is used takes memory. The records of the blocks that start in one
- * group of 64 chunks lie side by side in an extent of 4 to 64 records, in the order of their heads. So from an address to its
+ * group of 64 chunks lie side by side in an extent of 2 to 64 records, in the order of their heads. So from an address to its
  * record it is one look at the group's head bits, one at where its extent is, and there it is:
  *
- *   record = blocks[extent[group] + how many heads of the group lie before]
+ *   record = records of the pack[extent[group] + how many heads of the group lie before]
  *
- * A record therefore moves when a block of its group comes or goes; nobody keeps a pointer to one.
+ * A record therefore moves when a block of its group comes or goes; nobody keeps a pointer to one. All of a pack's books are its own
+ * (maps, extents, records): they change hands with the pack and go back with it. The caller holds the lock of the pack's shard.
  *
- * Names are chains of 32-byte cells in pages of 128; cell 0 of a page is its header. The caller holds the domain's lock.
+ * Names are chains of 32-byte cells in pages of 128; cell 0 of a page is its header. They are the domain's, under a lock of their own,
+ * which the caller holds.
  */
 #ifndef EM_LEDGER_H
 #define EM_LEDGER_H
@@ -20,33 +22,38 @@
 #include "pack.h"
 
 enum {
-	EM_LEDGER_EXTENT_CLASSES = 8, /* sizes of extents */
-	EM_LEDGER_EVENTS = 4096,
+	EM_LEDGER_EXTENT_CLASSES = 11, /* sizes of extents */
+	EM_LEDGER_EVENTS = 4096,      /* of one shard */
 };
 
 struct em_ledger_maps { /* of one pack */
 	struct em_pack_maps bits;
 	uint32_t extent[EXECMEM_PACK_WORDS];      /* of each group: its first record */
 	uint8_t extent_class[EXECMEM_PACK_WORDS]; /* class + 1; 0: the group has none */
+	uint32_t extents_free[EM_LEDGER_EXTENT_CLASSES]; /* of each class: a list of records + 1 */
+	uint32_t records_top;                     /* those beyond were never used */
+	uint32_t records_lent;                    /* in extents that groups hold */
 };
 
 struct em_ledger {
 	execmem_header *header;
+	execmem_shard *shards;
 	execmem_pack *packs;
-	struct em_index *index; /* [EXECMEM_KINDS] */
 	execmem_event *events;
+	uint8_t *index;
 	uint8_t *maps;
-	execmem_block *blocks;
+	uint8_t *blocks;
 	uint8_t *names;
+	uint64_t maps_stride, blocks_stride; /* as in the header */
 	uint64_t epoch_ms;
 	uint64_t names_live;
-	uint64_t records_lent; /* in extents that groups hold */
 	int fd; /* -1: private memory, because no memory file could be had; others cannot read it then */
 };
 
 int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max);
 void em_ledger_close(struct em_ledger *ledger);
 uint64_t em_ledger_resident(const struct em_ledger *ledger);
+struct em_index *em_ledger_index(const struct em_ledger *ledger, uint32_t shard); /* [EXECMEM_KINDS] */
 
 /* ---- block records ---- */
 
@@ -62,39 +69,51 @@ int em_ledger_add_name(struct em_ledger *ledger, const char *text, uint32_t *out
 void em_ledger_drop_name(struct em_ledger *ledger, uint32_t name);
 void em_ledger_read_name(const struct em_ledger *ledger, uint32_t name, char *out, size_t size);
 
-const char *em_ledger_check(const struct em_ledger *ledger);
+const char *em_ledger_check_pack(const struct em_ledger *ledger, uint32_t pack);
+const char *em_ledger_check(const struct em_ledger *ledger); /* all but the packs */
 
-static inline struct em_ledger_maps *em_ledger_maps_of(const struct em_ledger *ledger, uint32_t pack)
+EM_HOT struct em_ledger_maps *em_ledger_maps_of(const struct em_ledger *ledger, uint32_t pack)
 {
-	return (struct em_ledger_maps *)(ledger->maps + (uint64_t)pack * ledger->header->maps_stride);
+	return (struct em_ledger_maps *)(ledger->maps + pack * ledger->maps_stride);
 }
 
-static inline struct em_pack em_ledger_pack(const struct em_ledger *ledger, uint32_t pack)
+EM_HOT struct em_pack em_ledger_pack(const struct em_ledger *ledger, uint32_t pack)
 {
 	return (struct em_pack){&ledger->packs[pack], &em_ledger_maps_of(ledger, pack)->bits};
 }
 
+EM_HOT execmem_block *em_ledger_records(const struct em_ledger *ledger, uint32_t pack)
+{
+	return (execmem_block *)(ledger->blocks + pack * ledger->blocks_stride);
+}
+
 /* The record of the block whose head is `first`. */
-static inline execmem_block *em_ledger_block(const struct em_ledger *ledger, uint32_t pack, uint32_t first)
+EM_HOT execmem_block *em_ledger_block(const struct em_ledger *ledger, uint32_t pack, uint32_t first)
 {
 	const struct em_ledger_maps *maps = em_ledger_maps_of(ledger, pack);
 	uint64_t before = maps->bits.group[first / 64].head & ((1ull << first % 64) - 1);
 
-	return &ledger->blocks[maps->extent[first / 64] + em_count(before)];
+	return em_ledger_records(ledger, pack) + maps->extent[first / 64] + em_count(before);
 }
 
-static inline void em_ledger_event(struct em_ledger *ledger, uint32_t op, uint64_t address, uint64_t size, uint32_t ms)
+EM_HOT execmem_event *em_ledger_ring(const struct em_ledger *ledger, uint32_t shard)
 {
-	uint64_t number = ledger->header->events;
+	return ledger->events + (uint64_t)shard * EM_LEDGER_EVENTS;
+}
 
-	ledger->events[number % EM_LEDGER_EVENTS] = (execmem_event){
+/* The next event of a shard, in its ring. */
+EM_HOT void em_ledger_event(execmem_event *ring, execmem_shard *books, uint32_t op, uint64_t address, uint32_t size, uint32_t ms)
+{
+	uint64_t number = books->events;
+
+	ring[number % EM_LEDGER_EVENTS] = (execmem_event){
 		.address = address,
-		.size = size > UINT32_MAX ? UINT32_MAX : (uint32_t)size,
+		.size = size,
 		.time_ms = ms,
 		.op = op,
 		.sequence = (uint32_t)number,
 	};
-	__atomic_store_n(&ledger->header->events, number + 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&books->events, number + 1, __ATOMIC_RELEASE);
 }
 
 #endif

@@ -87,7 +87,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 	return -EEXIST;
 }
 
-static int reserve_near(const struct em_map_options *o, uint64_t need, uint64_t window_size, void **out)
+static int reserve_near(const struct em_map_options *o, uint64_t size, void **out)
 {
 	uint64_t lo = o->near_address > o->reach ? o->near_address - o->reach : 0;
 	uint64_t hi = o->near_address + o->reach < o->near_address ? UINT64_MAX : o->near_address + o->reach;
@@ -99,9 +99,9 @@ static int reserve_near(const struct em_map_options *o, uint64_t need, uint64_t 
 	if (lo < 1 << 16)
 		lo = 1 << 16; /* vm.mmap_min_addr */
 	lo = em_round_up(lo, EXECMEM_PACK_SIZE);
-	if (hi < window_size || hi - window_size < lo)
+	if (hi < size || hi - size < lo)
 		return -EEXIST;
-	return reserve_in_range(lo, hi - window_size, need, out);
+	return reserve_in_range(lo, hi - size, size, out);
 }
 
 /* Anywhere in the upper part of a 47-bit space, by getrandom; where the space is smaller, where the kernel says. */
@@ -109,9 +109,9 @@ static int reserve_anywhere(uint64_t need, void **out)
 {
 	void *got;
 	uint64_t start;
-	int err = 0;
+	int err = -EEXIST;
 
-	for (int attempt = 0; attempt < 32; attempt++) {
+	for (int attempt = 0; attempt < 32 && em_sys_may_choose(); attempt++) {
 		uint64_t random;
 
 		err = em_sys_random(&random, sizeof random);
@@ -142,9 +142,9 @@ static int reserve_window(struct em_map *map, const struct em_map_options *o)
 	int err;
 
 	for (;;) {
-		uint64_t size = pack_offset(packs), need = size + EXECMEM_PACK_SIZE;
+		uint64_t size = pack_offset(packs);
 
-		err = o->near_address ? reserve_near(o, need, size, &got) : reserve_anywhere(need, &got);
+		err = o->near_address ? reserve_near(o, size, &got) : reserve_anywhere(size, &got);
 		if (err >= 0 || packs == 1 || !o->shrink || err != -EEXIST)
 			break;
 		packs /= 2;
@@ -203,7 +203,7 @@ int em_map_open(struct em_map *map, const struct em_map_options *o)
 	}
 	return 0;
 undo_window:
-	release_range(map->window, pack_offset(map->packs + 1));
+	release_range(map->window, pack_offset(map->packs));
 undo_fd:
 	em_sys_close(map->fd);
 	map->fd = -1;
@@ -212,7 +212,7 @@ undo_fd:
 
 void em_map_close(struct em_map *map)
 {
-	release_range(map->window, pack_offset(map->packs + 1));
+	release_range(map->window, pack_offset(map->packs));
 	if (map->alias)
 		release_range(map->alias, pack_offset(map->packs));
 	em_sys_close(map->fd);
@@ -221,12 +221,12 @@ void em_map_close(struct em_map *map)
 
 /* ---- making packs ---- */
 
-static int grow_file(struct em_map *map, uint32_t pack)
+int em_map_extend(struct em_map *map, uint32_t packs)
 {
-	uint64_t size = pack_offset(pack + 1);
+	uint64_t size = pack_offset(packs);
 	int err;
 
-	if (size <= map->file_size)
+	if (!em_map_has_file(map->mode) || size <= map->file_size)
 		return 0;
 	err = em_sys_resize(map->fd, size);
 	if (err < 0)
@@ -259,11 +259,8 @@ static void undo_alias(struct em_map *map, uint32_t pack)
 static int grow_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to)
 {
 	uint64_t offset = pack_offset(pack) + from;
-	int err = grow_file(map, pack);
+	int err = from == 0 ? view_alias(map, pack) : 0;
 
-	if (err < 0)
-		return err;
-	err = from == 0 ? view_alias(map, pack) : 0;
 	if (err < 0)
 		return err;
 	err = em_sys_write_repeated(map->fd, blank_of(map, kind), EM_MAP_BLANK, to - from, offset);
@@ -325,37 +322,59 @@ int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint
 	return em_map_has_file(map->mode) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
 }
 
-/* Collapses the pack's file range, which holds at least a page, through the alias or a scratch view that cannot be executed. */
-static void collapse_file(struct em_map *map, uint32_t pack)
+/* Collapses a pack's file range, which holds at least a page, through a view of all of it that cannot be executed: the alias; or, while
+ * nothing of the pack is mapped, its own addresses; or a scratch view for the moment. */
+static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
 {
-	uint8_t *scratch = map->window + pack_offset(map->packs);
+	uint8_t *at = map->window + pack_offset(pack);
+	void *scratch = NULL;
+	bool collapsed;
 
-	if (map->alias) {
-		(void)em_sys_collapse(map->alias + pack_offset(pack), EXECMEM_PACK_SIZE);
-		return;
+	if (map->alias)
+		return em_sys_collapse(map->alias + pack_offset(pack), EXECMEM_PACK_SIZE) == 0;
+	if (!fresh) {
+		if (em_sys_reserve(NULL, 2 * EXECMEM_PACK_SIZE, &scratch) < 0)
+			return false;
+		at = (uint8_t *)em_round_up((uintptr_t)scratch, EXECMEM_PACK_SIZE);
 	}
-	if (em_sys_view(scratch, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) < 0)
-		return;
-	(void)em_sys_collapse(scratch, EXECMEM_PACK_SIZE);
-	(void)em_sys_unview(scratch, EXECMEM_PACK_SIZE); /* else the next scratch view replaces it */
+	/* At its own addresses the view that can be executed will replace it. */
+	collapsed =
+		em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) == 0 && em_sys_collapse(at, EXECMEM_PACK_SIZE) == 0;
+	if (scratch)
+		(void)em_sys_release(scratch, 2 * EXECMEM_PACK_SIZE);
+	return collapsed;
+}
+
+/* Blanks new memory of a file. Through the alias that is quicker than by a system call, but memory that is not there yet must be asked
+ * for by a call, which can be refused. */
+static int blank_in_file(struct em_map *map, int kind, uint64_t offset, uint64_t size, bool is_there)
+{
+	const uint8_t *blank = blank_of(map, kind);
+
+	if (!map->alias || !is_there)
+		return em_sys_write_repeated(map->fd, blank, EM_MAP_BLANK, size, offset);
+	if (memcmp(blank, blank + 1, EM_MAP_BLANK - 1) == 0) { /* one byte over and over: setting takes half as long as copying */
+		memset(map->alias + offset, blank[0], size);
+		return 0;
+	}
+	for (uint64_t done = 0; done < size; done += EM_MAP_BLANK)
+		memcpy(map->alias + offset + done, blank, size - done < EM_MAP_BLANK ? size - done : EM_MAP_BLANK);
+	return 0;
 }
 
 static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t from)
 {
 	uint64_t offset = pack_offset(pack), touched = from ? from : EM_PAGE;
-	const uint8_t *blank = blank_of(map, kind);
-	int err = grow_file(map, pack);
+	bool is_there = false;
+	int err = from == 0 ? view_alias(map, pack) : 0;
 
 	if (err < 0)
 		return err;
-	err = from == 0 ? view_alias(map, pack) : 0;
-	if (err < 0)
-		return err;
-	err = from == 0 ? em_sys_write_repeated(map->fd, blank, EM_MAP_BLANK, EM_PAGE, offset) : 0;
+	err = from == 0 ? em_sys_write_repeated(map->fd, blank_of(map, kind), EM_MAP_BLANK, EM_PAGE, offset) : 0;
 	if (err == 0 && !map->small_pages)
-		collapse_file(map, pack);
+		is_there = collapse_file(map, pack, from == 0);
 	if (err == 0)
-		err = em_sys_write_repeated(map->fd, blank, EM_MAP_BLANK, EXECMEM_PACK_SIZE - touched, offset + touched);
+		err = blank_in_file(map, kind, offset + touched, EXECMEM_PACK_SIZE - touched, is_there);
 	if (err < 0) {
 		err = em_error_system(err, "blank new memory");
 		goto undo;
@@ -366,9 +385,11 @@ static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_
 		return 0;
 	err = em_error_system(err, "map code pages");
 undo:
-	(void)em_sys_discard(map->fd, offset + from, EXECMEM_PACK_SIZE - from);
-	if (from == 0)
+	if (from == 0) {
 		undo_alias(map, pack);
+		(void)em_sys_unview(map->window + offset, EXECMEM_PACK_SIZE); /* the view it was collapsed through */
+	}
+	(void)em_sys_discard(map->fd, offset + from, EXECMEM_PACK_SIZE - from);
 	return err;
 }
 
@@ -499,8 +520,7 @@ uint64_t em_map_vmas(const struct em_map *map)
 {
 	struct vma_count c = {
 		.lo = {(uintptr_t)map->window, (uintptr_t)map->alias},
-		.hi = {(uintptr_t)map->window + pack_offset(map->packs + 1),
-		       map->alias ? (uintptr_t)map->alias + pack_offset(map->packs) : 0},
+		.hi = {(uintptr_t)map->window + pack_offset(map->packs), map->alias ? (uintptr_t)map->alias + pack_offset(map->packs) : 0},
 	};
 
 	(void)em_sys_mappings(count_vma, &c);
@@ -519,7 +539,9 @@ int em_map_works(int mode, const uint8_t *traps)
 
 	if (err < 0)
 		return err;
-	err = em_map_grow(&map, 0, EXECMEM_TEXT, 0, EM_PAGE);
+	err = em_map_extend(&map, 1);
+	if (err == 0)
+		err = em_map_grow(&map, 0, EXECMEM_TEXT, 0, EM_PAGE);
 	if (err == 0)
 		err = em_map_open_door(&map, EXECMEM_TEXT, 0, 0, EM_PAGE, &door);
 	if (err == 0) {

@@ -1,19 +1,19 @@
 /* map: the window, its packs, and the doors through which bytes get in.
  *
- *   window   | pack 0 | pack 1 | pack 2 |  reserved, no access ...  | scratch |
+ *   window   | pack 0 | pack 1 | pack 2 |  reserved, no access ...  |
  *   file       0        2 MB     4 MB      one memfd: pack i is at offset i * 2 MB, so neighbours share one mapping
  *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (mode alias only, at an unrelated random address, RW-)
  *
  * Offsets are bytes from the window's start. A pack is born here with all its memory blank (traps for text, zeros otherwise) before
  * the first view that can be executed exists; in mode procmem alone the pages read as zeros for the moment between mapping and
- * blanking. The caller holds the domain's lock.
+ * blanking. Packs are made by any number of threads at once, each its own; only em_map_extend is for one at a time.
  */
 #ifndef EM_MAP_H
 #define EM_MAP_H
 
 #include "base.h"
 
-enum { EM_MAP_BLANK = 65536 }; /* bytes of one blank unit */
+enum { EM_MAP_BLANK = 4096 }; /* bytes of one blank unit: one that stays in the first cache is written quickest */
 
 struct em_map_options {
 	int mode;            /* not AUTO */
@@ -50,6 +50,7 @@ int em_map_works(int mode, const uint8_t *traps); /* 0 or why this mode cannot b
 int em_map_open(struct em_map *map, const struct em_map_options *options);
 void em_map_close(struct em_map *map);
 
+int em_map_extend(struct em_map *map, uint32_t packs); /* makes the file hold so many packs, before they are made */
 /* Maps bytes [from, to) of a pack on small pages, blank. */
 int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to);
 /* Maps the rest of a pack, blank, as one 2 MB page where that can be had: *huge is what the kernel says then. */

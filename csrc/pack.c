@@ -1,53 +1,36 @@
 /* pack: see pack.h for the picture and the laws. Every function here is constant in what is live: the longest loop is over the
- * words one block covers, or over the eight words of a summary. */
+ * words one block covers, the words of one region, or the words of a summary. */
 #include "pack.h"
 
 #include <string.h>
 
-enum { EXACT = 15, WORDS = EXECMEM_PACK_WORDS, CHUNKS = EXECMEM_PACK_CHUNKS };
+enum { WORDS = EXECMEM_PACK_WORDS, CHUNKS = EXECMEM_PACK_CHUNKS, BIN_WORDS = EM_PACK_REGIONS / 64 };
 
-unsigned em_pack_class(uint32_t chunks)
-{
-	unsigned power;
-
-	em_assert(chunks >= 1 && chunks <= CHUNKS);
-	if (chunks <= EXACT)
-		return chunks - 1;
-	power = em_log2(chunks);
-	return EXACT + (power - 4) * 4 + (chunks >> (power - 2) & 3);
-}
-
-unsigned em_pack_class_for(uint32_t chunks)
-{
-	unsigned power;
-
-	if (chunks <= EXACT)
-		return chunks - 1;
-	power = em_log2(chunks);
-	return em_pack_class(chunks) + ((chunks & ((1u << (power - 2)) - 1)) != 0);
-}
+static_assert(EM_PACK_REGIONS == 128, "a bin is two words");
+static_assert(EM_PACK_REGION_WORDS == 4, "find_short_in is written out for four words");
+static_assert(EM_PACK_EXACT == 63, "a run whose class is not exact reaches the end of the word it starts in");
 
 /* ---- searching bitmaps ---- */
 
-/* The first set bit of `summary` at or after `from`, else WORDS. */
-static uint32_t next_word(const uint64_t *summary, uint32_t from)
+/* The first word at or after `from` with a used chunk, else WORDS. */
+static uint32_t next_word(const struct em_pack_maps *m, uint32_t from)
 {
 	uint32_t i = from / 64;
 	uint64_t word;
 
 	if (from >= WORDS)
 		return WORDS;
-	word = summary[i] & ~0ull << from % 64;
+	word = m->some_used[i] & ~0ull << from % 64;
 	while (word == 0)
 		if (++i == EM_SUMMARY)
 			return WORDS;
 		else
-			word = summary[i];
+			word = m->some_used[i];
 	return i * 64 + em_ctz(word);
 }
 
-/* The last set bit of `summary` before `before`, else WORDS. */
-static uint32_t previous_word(const uint64_t *summary, uint32_t before)
+/* The last word before `before` with a used chunk, else WORDS. */
+static uint32_t previous_word(const struct em_pack_maps *m, uint32_t before)
 {
 	uint32_t i;
 	uint64_t word;
@@ -55,12 +38,12 @@ static uint32_t previous_word(const uint64_t *summary, uint32_t before)
 	if (before == 0)
 		return WORDS;
 	i = (before - 1) / 64;
-	word = summary[i] & ~0ull >> (63 - (before - 1) % 64);
+	word = m->some_used[i] & ~0ull >> (63 - (before - 1) % 64);
 	while (word == 0)
 		if (i-- == 0)
 			return WORDS;
 		else
-			word = summary[i];
+			word = m->some_used[i];
 	return i * 64 + em_log2(word);
 }
 
@@ -75,8 +58,17 @@ static uint32_t next_used(const struct em_pack_maps *m, uint32_t from)
 	word = m->group[w].used & ~0ull << from % 64;
 	if (word)
 		return w * 64 + em_ctz(word);
-	w = next_word(m->some_used, w + 1);
+	w = next_word(m, w + 1);
 	return w == WORDS ? CHUNKS : w * 64 + em_ctz(m->group[w].used);
+}
+
+/* Where the free run that starts at `start` ends. */
+static inline uint32_t run_end(const struct em_pack_maps *m, uint32_t start)
+{
+	const struct em_pack_word *g = &m->group[start / 64];
+	uint64_t used = em_pack_window(g[0].used, g[1].used, start % 64);
+
+	return EM_LIKELY(used) ? start + em_ctz(used) : next_used(m, start + 64);
 }
 
 /* The chunk after the last used one before `before`: where the free run that ends at `before` starts. */
@@ -86,7 +78,7 @@ static uint32_t run_start(const struct em_pack_maps *m, uint32_t before)
 	uint64_t word = m->group[w].used & ~0ull >> (63 - (before - 1) % 64);
 
 	if (!word) {
-		w = previous_word(m->some_used, w);
+		w = previous_word(m, w);
 		if (w == WORDS)
 			return 0;
 		word = m->group[w].used;
@@ -94,81 +86,114 @@ static uint32_t run_start(const struct em_pack_maps *m, uint32_t before)
 	return w * 64 + em_log2(word) + 1;
 }
 
-/* The first chunk after `first` that is free or a head: where the block that covers `first` ends. */
-static uint32_t block_end(const struct em_pack_maps *m, uint32_t first)
+uint32_t em_pack_length_far(struct em_pack pack, uint32_t first)
 {
-	uint32_t w = first / 64, f, h;
-	uint64_t edge = (~m->group[w].used | m->group[w].head) & (~0ull << first % 64) << 1;
+	const struct em_pack_word *g = pack.maps->group;
+	uint32_t w = first / 64;
+	uint64_t edge;
 
-	if (first % 64 == 63)
-		edge = 0;
-	if (edge)
-		return w * 64 + em_ctz(edge);
-	f = next_word(m->some_free, w + 1);
-	h = next_word(m->some_head, w + 1);
-	w = f < h ? f : h;
-	return w == WORDS ? CHUNKS : w * 64 + em_ctz(~m->group[w].used | m->group[w].head);
+	do { /* what of this word em_pack_length saw has none; the last group is one */
+		w++;
+		edge = ~g[w].used | g[w].head;
+	} while (!edge);
+	return w * 64 + em_ctz(edge) - first;
 }
 
-uint32_t em_pack_length(struct em_pack pack, uint32_t first)
+uint32_t em_pack_block_before(struct em_pack pack, uint32_t chunk)
 {
-	uint32_t end = block_end(pack.maps, first);
+	const struct em_pack_word *g = pack.maps->group;
+	uint32_t w = chunk / 64;
+	uint64_t word = g[w].head & ~0ull >> (63 - chunk % 64);
 
-	/* Chunks beyond the usable ones are marked used and have no head. */
-	return (end < pack.record->usable_chunks ? end : pack.record->usable_chunks) - first;
+	while (!word) {
+		em_always(w > 0); /* a used chunk belongs to a block */
+		word = g[--w].head;
+	}
+	return w * 64 + em_log2(word);
 }
 
 /* ---- bins ---- */
 
-static uint64_t starts_in(const struct em_pack_maps *m, uint32_t group)
+static inline uint64_t used_before(const struct em_pack_maps *m, uint32_t w)
 {
-	uint64_t free = ~m->group[group].used;
-	uint64_t before = group ? ~m->group[group - 1].used >> 63 : 0;
-
-	return free & ~(free << 1 | before);
+	return w ? m->group[w - 1].used : ~0ull;
 }
 
-static void bin_add(struct em_pack p, uint32_t start, uint32_t length)
+/* The chunks of a word where free runs of `length` chunks start, at most 63: a run starts there, and one ends (that is: the chunk is used,
+ * the one before free) `length` chunks further on. Wrong where one run ends and another starts in between, which is seldom. */
+static inline uint64_t short_starts(const struct em_pack_word *g, uint64_t before, unsigned length)
 {
-	unsigned cls = em_pack_class(length);
-	uint32_t group = start / 64;
+	uint64_t low = g[0].used, high = g[1].used;
+	uint64_t low_before = low << 1 | before >> 63, high_before = high << 1 | low >> 63;
 
-	p.maps->bins[cls][group / 64] |= 1ull << group % 64;
-	p.record->classes |= 1ull << cls;
+	return ~low & low_before & em_pack_window(low & ~low_before, high & ~high_before, length);
 }
 
-static bool bin_is_empty(const uint64_t *bin)
+/* The chunks of a word where free runs start that may be of the class. Runs of 64 chunks and more reach the end of their first word. */
+static inline uint64_t starts_in(const struct em_pack_maps *m, uint32_t w, unsigned cls)
 {
-	uint64_t any = 0;
+	uint64_t before = used_before(m, w), used = m->group[w].used, starts;
 
-	for (unsigned i = 0; i < EM_SUMMARY; i++)
-		any |= bin[i];
-	return any == 0;
+	if (EM_LIKELY(cls < EM_PACK_EXACT))
+		return short_starts(&m->group[w], before, cls + 1);
+	starts = ~used & (used << 1 | before >> 63);
+	return starts && !(used >> 63) ? 1ull << em_log2(starts) : 0;
 }
 
-/* Takes the run out of its bin. The bit stays when another run of the class starts in the same group; one that starts at `gone` is
+/* A run of the class other than those at `start` and at `gone` starts in the region. */
+static bool has_other(const struct em_pack_maps *m, uint32_t region, unsigned cls, uint32_t start, uint32_t gone)
+{
+	for (uint32_t w = region * EM_PACK_REGION_WORDS; w < (region + 1) * EM_PACK_REGION_WORDS; w++)
+		for (uint64_t starts = starts_in(m, w, cls); starts; starts &= starts - 1) {
+			uint32_t other = w * 64 + em_ctz(starts);
+
+			if (other != start && other != gone && em_pack_class(run_end(m, other) - other) == cls)
+				return true;
+		}
+	return false;
+}
+
+static inline void bin_set(struct em_pack p, uint32_t region, unsigned cls)
+{
+	p.maps->bins[cls][region / 64] |= 1ull << region % 64;
+	p.record->classes[cls / 64] |= 1ull << cls % 64;
+}
+
+static inline void bin_clear(struct em_pack p, uint32_t region, unsigned cls)
+{
+	uint64_t *bin = p.maps->bins[cls], any;
+
+	bin[region / 64] &= ~(1ull << region % 64);
+	any = bin[0] | bin[1];
+	p.record->classes[cls / 64] &= ~((uint64_t)(any == 0) << cls % 64);
+}
+
+static inline void bin_add(struct em_pack p, uint32_t start, uint32_t length)
+{
+	bin_set(p, start / 64 / EM_PACK_REGION_WORDS, em_pack_class(length));
+}
+
+/* Takes the run out of its bin. The bit stays when another run of the class starts in the same region; one that starts at `gone` is
  * about to end too and does not count. */
 static void bin_remove(struct em_pack p, uint32_t start, uint32_t length, uint32_t gone)
 {
 	unsigned cls = em_pack_class(length);
-	uint32_t group = start / 64;
-	uint64_t others = starts_in(p.maps, group) & ~(1ull << start % 64);
+	uint32_t region = start / 64 / EM_PACK_REGION_WORDS;
 
-	if (gone / 64 == group)
-		others &= ~(1ull << gone % 64);
-
-	for (; others; others &= others - 1) {
-		uint32_t other = group * 64 + em_ctz(others);
-
-		if (em_pack_class(next_used(p.maps, other) - other) == cls)
-			return;
-	}
-	p.maps->bins[cls][group / 64] &= ~(1ull << group % 64);
-	if (bin_is_empty(p.maps->bins[cls]))
-		p.record->classes &= ~(1ull << cls);
+	if (!has_other(p.maps, region, cls, start, gone))
+		bin_clear(p, region, cls);
 }
 
 /* ---- marking ---- */
+
+static void note_words(struct em_pack_maps *m, uint32_t first, uint32_t end)
+{
+	for (uint32_t w = first; w < end && w < WORDS; w++)
+		if (m->group[w].used)
+			m->some_used[w / 64] |= 1ull << w % 64;
+		else
+			m->some_used[w / 64] &= ~(1ull << w % 64);
+}
 
 static uint64_t mask_of(uint32_t word, uint32_t first, uint32_t end)
 {
@@ -181,24 +206,36 @@ static uint64_t mask_of(uint32_t word, uint32_t first, uint32_t end)
 	return mask;
 }
 
-static void mark_used(struct em_pack_maps *m, uint32_t first, uint32_t end)
+static void mark_long(struct em_pack_maps *m, uint32_t first, uint32_t end, bool used)
 {
-	for (uint32_t w = first / 64; w <= (end - 1) / 64; w++) {
-		m->group[w].used |= mask_of(w, first, end);
-		m->some_used[w / 64] |= 1ull << w % 64;
-		if (m->group[w].used == ~0ull)
-			m->some_free[w / 64] &= ~(1ull << w % 64);
-	}
+	for (uint32_t w = first / 64; w <= (end - 1) / 64; w++)
+		if (used)
+			m->group[w].used |= mask_of(w, first, end);
+		else
+			m->group[w].used &= ~mask_of(w, first, end);
+	note_words(m, first / 64, (end - 1) / 64 + 1);
 }
 
-static void mark_free(struct em_pack_maps *m, uint32_t first, uint32_t end)
+/* Up to 64 chunks lie in two words, of which the second may not be touched: then its mask is 0, and the word may be the shut one. */
+static inline void mark(struct em_pack_maps *m, uint32_t first, uint32_t chunks, bool used)
 {
-	for (uint32_t w = first / 64; w <= (end - 1) / 64; w++) {
-		m->group[w].used &= ~mask_of(w, first, end);
-		m->some_free[w / 64] |= 1ull << w % 64;
-		if (m->group[w].used == 0)
-			m->some_used[w / 64] &= ~(1ull << w % 64);
+	struct em_pack_word *g = &m->group[first / 64];
+	uint64_t ones, low, high;
+	bool sparse;
+
+	if (EM_UNLIKELY(chunks > 64)) {
+		mark_long(m, first, first + chunks, used);
+		return;
 	}
+	ones = ~0ull >> (64 - chunks);
+	low = ones << first % 64;
+	high = ones >> 1 >> (63 - first % 64);
+	g[0].used = used ? g[0].used | low : g[0].used & ~low;
+	g[1].used = used ? g[1].used | high : g[1].used & ~high;
+	/* The summary can only change where nothing but these chunks is used. */
+	sparse = used ? (g[0].used == low) | (g[1].used == high) : (g[0].used == 0) | (g[1].used == 0);
+	if (EM_UNLIKELY(sparse))
+		note_words(m, first / 64, first / 64 + 2);
 }
 
 void em_pack_init(struct em_pack pack)
@@ -208,8 +245,9 @@ void em_pack_init(struct em_pack pack)
 	memset(pack.maps, 0, sizeof *pack.maps);
 	for (uint32_t g = 0; g < WORDS; g++)
 		pack.maps->group[g].used = ~0ull;
+	pack.maps->group[WORDS] = (struct em_pack_word){~0ull, ~0ull};
 	memset(pack.maps->some_used, 0xff, sizeof pack.maps->some_used);
-	r->classes = 0;
+	r->classes[0] = r->classes[1] = 0;
 	r->usable_chunks = r->used_chunks = r->blocks = r->parked = 0;
 }
 
@@ -222,100 +260,127 @@ void em_pack_grow(struct em_pack pack, uint32_t usable)
 		start = run_start(pack.maps, from);
 		bin_remove(pack, start, from - start, EM_PACK_NONE);
 	}
-	mark_free(pack.maps, from, usable);
+	mark_long(pack.maps, from, usable, false);
 	pack.record->usable_chunks = usable;
 	bin_add(pack, start, usable - start);
 }
 
 /* ---- taking and giving ---- */
 
-static void take_run(struct em_pack p, uint32_t start, uint32_t length, uint32_t first, uint32_t chunks)
+struct found {
+	uint32_t start, end; /* the run */
+	uint32_t first;      /* where the block goes */
+	bool others;         /* the region has another run of the class */
+};
+
+/* The lowest run of the class in a region that holds the block. */
+static bool find_in(const struct em_pack_maps *m, uint32_t region, unsigned cls, uint32_t chunks, uint32_t align, struct found *out)
 {
-	bin_remove(p, start, length, EM_PACK_NONE);
-	mark_used(p.maps, first, first + chunks);
-	p.maps->group[first / 64].head |= 1ull << first % 64;
-	p.maps->some_head[first / 64 / 64] |= 1ull << first / 64 % 64;
-	if (first > start)
-		bin_add(p, start, first - start);
-	if (first + chunks < start + length)
-		bin_add(p, first + chunks, start + length - first - chunks);
+	for (uint32_t w = region * EM_PACK_REGION_WORDS; w < (region + 1) * EM_PACK_REGION_WORDS; w++)
+		for (uint64_t starts = starts_in(m, w, cls); starts; starts &= starts - 1) {
+			uint32_t start = w * 64 + em_ctz(starts), end = run_end(m, start);
+			uint32_t first = (start + align - 1) & ~(align - 1);
+
+			if (em_pack_class(end - start) != cls || first + chunks > end)
+				continue;
+			*out = (struct found){start, end, first, has_other(m, region, cls, start, EM_PACK_NONE)};
+			return true;
+		}
+	return false;
+}
+
+/* The same for a class of one length and a block that may lie anywhere; but without branches, for what a word holds cannot be foretold.
+ * False too where the first look errs. */
+static inline bool find_short_in(const struct em_pack_maps *m, uint32_t region, unsigned cls, struct found *out)
+{
+	const struct em_pack_word *g = &m->group[region * EM_PACK_REGION_WORDS];
+	uint32_t length = cls + 1, words, w;
+	uint64_t starts;
+
+	words = (uint32_t)(short_starts(g, used_before(m, region * EM_PACK_REGION_WORDS), length) != 0);
+	words |= (uint32_t)(short_starts(g + 1, g[0].used, length) != 0) << 1;
+	words |= (uint32_t)(short_starts(g + 2, g[1].used, length) != 0) << 2;
+	words |= (uint32_t)(short_starts(g + 3, g[2].used, length) != 0) << 3;
+	w = region * EM_PACK_REGION_WORDS + em_ctz(words | 8);
+	starts = starts_in(m, w, cls);
+	out->start = out->first = w * 64 + em_ctz(starts | 1ull << 63);
+	out->end = out->start + length;
+	if (EM_UNLIKELY(starts == 0 || run_end(m, out->start) != out->end))
+		return false;
+	out->others = ((words & (words - 1)) || (starts & (starts - 1))) && has_other(m, region, cls, out->start, EM_PACK_NONE);
+	return true;
+}
+
+static inline void take_found(struct em_pack p, uint32_t region, unsigned cls, uint32_t chunks, const struct found *f)
+{
+	if (!f->others)
+		bin_clear(p, region, cls);
+	mark(p.maps, f->first, chunks, true);
+	p.maps->group[f->first / 64].head |= 1ull << f->first % 64;
+	if (EM_UNLIKELY(f->first > f->start))
+		bin_add(p, f->start, f->first - f->start);
+	if (f->first + chunks < f->end)
+		bin_add(p, f->first + chunks, f->end - f->first - chunks);
 	p.record->used_chunks += chunks;
 	p.record->blocks++;
 }
 
 uint32_t em_pack_take(struct em_pack pack, unsigned cls, uint32_t chunks, uint32_t align, unsigned tries)
 {
-	uint32_t group = next_word(pack.maps->bins[cls], 0);
+	uint64_t low = pack.maps->bins[cls][0], high = pack.maps->bins[cls][1];
+	struct found found;
 
-	for (; group < WORDS && tries > 0; group = next_word(pack.maps->bins[cls], group + 1), tries--)
-		for (uint64_t starts = starts_in(pack.maps, group); starts; starts &= starts - 1) {
-			uint32_t start = group * 64 + em_ctz(starts);
-			uint32_t length = next_used(pack.maps, start) - start;
-			uint32_t first = (start + align - 1) & ~(align - 1);
+	for (; (low | high) && tries > 0; tries--) {
+		uint32_t region = low ? em_ctz(low) : 64 + em_ctz(high);
 
-			if (first + chunks > start + length || em_pack_class(length) != cls)
-				continue;
-			take_run(pack, start, length, first, chunks);
-			return first;
+		if (EM_LIKELY((cls < EM_PACK_EXACT && align == 1 && find_short_in(pack.maps, region, cls, &found)) ||
+		              find_in(pack.maps, region, cls, chunks, align, &found))) {
+			take_found(pack, region, cls, chunks, &found);
+			return found.first;
 		}
+		if (low)
+			low &= low - 1;
+		else
+			high &= high - 1;
+	}
 	return EM_PACK_NONE;
 }
 
-uint32_t em_pack_give(struct em_pack pack, uint32_t first)
+void em_pack_give_chunks(struct em_pack pack, uint32_t first, uint32_t chunks)
 {
 	struct em_pack_maps *m = pack.maps;
-	uint32_t chunks = em_pack_length(pack, first);
 	uint32_t start = first, end = first + chunks;
 
-	em_assert(em_pack_is_head(pack, first) && em_pack_is_used(pack, first));
-	if (first > 0 && !em_pack_is_used(pack, first - 1)) {
+	em_assert(em_pack_is_head(pack, first) && em_pack_is_used(pack, first) && em_pack_length(pack, first) == chunks);
+	if (EM_UNLIKELY(first > 0 && !em_pack_is_used(pack, first - 1))) {
 		start = run_start(m, first);
 		bin_remove(pack, start, first - start, EM_PACK_NONE);
 	}
-	if (end < CHUNKS && !em_pack_is_used(pack, end)) {
-		uint32_t next = next_used(m, end);
+	if (EM_UNLIKELY(!em_pack_is_used(pack, end))) {
+		uint32_t next = run_end(m, end);
 
 		bin_remove(pack, end, next - end, start);
 		end = next;
 	}
-	mark_free(m, first, first + chunks);
+	mark(m, first, chunks, false);
 	m->group[first / 64].head &= ~(1ull << first % 64);
-	if (m->group[first / 64].head == 0)
-		m->some_head[first / 64 / 64] &= ~(1ull << first / 64 % 64);
 	bin_add(pack, start, end - start);
 	pack.record->used_chunks -= chunks;
 	pack.record->blocks--;
-	return chunks;
-}
-
-uint32_t em_pack_block_at(struct em_pack pack, uint32_t chunk)
-{
-	const struct em_pack_maps *m = pack.maps;
-	uint32_t w = chunk / 64;
-	uint64_t word;
-
-	if (chunk >= pack.record->usable_chunks || !em_pack_is_used(pack, chunk))
-		return EM_PACK_NONE;
-	word = m->group[w].head & ~0ull >> (63 - chunk % 64);
-	if (!word) {
-		w = previous_word(m->some_head, w);
-		em_always(w != WORDS); /* a used chunk belongs to a block */
-		word = m->group[w].head;
-	}
-	return w * 64 + em_log2(word);
 }
 
 uint32_t em_pack_largest(struct em_pack pack)
 {
+	struct em_classes set = em_pack_classes(pack);
 	uint32_t largest = 0;
 	unsigned cls;
 
-	if (!pack.record->classes)
+	if (!set.low && !set.high)
 		return 0;
-	cls = em_log2(pack.record->classes);
-	for (uint32_t g = next_word(pack.maps->bins[cls], 0); g < WORDS; g = next_word(pack.maps->bins[cls], g + 1))
-		for (uint64_t starts = starts_in(pack.maps, g); starts; starts &= starts - 1) {
-			uint32_t start = g * 64 + em_ctz(starts), length = next_used(pack.maps, start) - start;
+	cls = set.high ? 64 + em_log2(set.high) : em_log2(set.low);
+	for (uint32_t w = 0; w < WORDS; w++)
+		for (uint64_t starts = starts_in(pack.maps, w, cls); starts; starts &= starts - 1) {
+			uint32_t start = w * 64 + em_ctz(starts), length = run_end(pack.maps, start) - start;
 
 			if (length > largest)
 				largest = length;
@@ -335,13 +400,11 @@ static const char *check_words(struct em_pack p)
 			return "a block starts on a free chunk";
 		if ((m->some_used[w / 64] >> w % 64 & 1) != (m->group[w].used != 0))
 			return "the summary of used words does not match";
-		if ((m->some_free[w / 64] >> w % 64 & 1) != (m->group[w].used != ~0ull))
-			return "the summary of free words does not match";
-		if ((m->some_head[w / 64] >> w % 64 & 1) != (m->group[w].head != 0))
-			return "the summary of heads does not match";
 		used += em_count(m->group[w].used);
 		heads += em_count(m->group[w].head);
 	}
+	if (~m->group[WORDS].used || ~m->group[WORDS].head)
+		return "the group after the last is not shut";
 	if (used != p.record->used_chunks + (CHUNKS - p.record->usable_chunks))
 		return "used_chunks does not count the used bits";
 	if (heads != p.record->blocks + p.record->parked)
@@ -352,8 +415,8 @@ static const char *check_words(struct em_pack p)
 static const char *check_runs(struct em_pack p)
 {
 	const struct em_pack_maps *m = p.maps;
-	uint64_t bins[EM_PACK_CLASSES][EM_SUMMARY] = {{0}};
-	uint64_t classes = 0;
+	uint64_t bins[EM_PACK_CLASSES][BIN_WORDS] = {{0}};
+	uint64_t classes[2] = {0};
 	uint32_t chunk = 0;
 
 	while (chunk < CHUNKS) {
@@ -363,9 +426,10 @@ static const char *check_runs(struct em_pack p)
 			end++;
 		if (end > chunk) {
 			unsigned cls = em_pack_class(end - chunk);
+			uint32_t region = chunk / 64 / EM_PACK_REGION_WORDS;
 
-			bins[cls][chunk / 64 / 64] |= 1ull << chunk / 64 % 64;
-			classes |= 1ull << cls;
+			bins[cls][region / 64] |= 1ull << region % 64;
+			classes[cls / 64] |= 1ull << cls % 64;
 		}
 		chunk = end;
 		if (chunk < p.record->usable_chunks && !em_pack_is_head(p, chunk))
@@ -375,7 +439,7 @@ static const char *check_runs(struct em_pack p)
 	}
 	if (memcmp(bins, m->bins, sizeof bins) != 0)
 		return "a bin does not hold exactly the free runs of its class";
-	if (classes != p.record->classes)
+	if (classes[0] != p.record->classes[0] || classes[1] != p.record->classes[1])
 		return "classes does not tell which bins hold runs";
 	return NULL;
 }

@@ -23,7 +23,8 @@ static int make_visible(const struct em_poke *where, uint64_t offset, uint64_t l
 
 	if (where->kind != EXECMEM_TEXT)
 		return 0;
-	where->arch->flush(where->map->window + offset, len);
+	if (where->arch->flush)
+		where->arch->flush(where->map->window + offset, len);
 	if (where->arch->fill_sync == EM_ARCH_SYNC_NONE)
 		return 0;
 	err = em_sys_sync_core();

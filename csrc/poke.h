@@ -1,6 +1,6 @@
 /* poke: the only way bytes get into memory that is mapped for execution. Asks map for a door, writes, and makes CPUs see it.
  *
- * The caller holds the domain's lock and has made sure that the range lies in one block (or in free chunks), and that nothing
+ * The caller holds the shard's lock and has made sure that the range lies in one block (or in free chunks), and that nothing
  * executes it.
  */
 #ifndef EM_POKE_H

@@ -50,28 +50,30 @@ static void ask_kernel(execmem_domain *d, execmem_stats *out)
 int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 {
 	const execmem_header *h;
+	execmem_shard sum;
 	execmem_domain *d;
-	int err = out ? em_domain_enter(domain, &d) : em_error_null("out");
+	int err = out ? em_domain_enter_all(domain, &d) : em_error_null("out");
 
 	if (err < 0)
 		return err;
 	h = d->ledger.header;
+	em_domain_sum(d, &sum);
 	*out = (execmem_stats){
-		.live_blocks = h->live_blocks,
-		.live_bytes = h->live_bytes,
-		.used_bytes = h->used_bytes,
+		.live_blocks = sum.allocs - sum.frees,
+		.live_bytes = sum.live_bytes,
+		.used_bytes = sum.used_bytes,
 		.limit = h->limit,
 		.packs = h->packs_live,
 		.largest_free = largest_free(d),
-		.allocs = h->allocs,
-		.frees = h->frees,
-		.fills = h->fills,
-		.fill_bytes = h->fill_bytes,
+		.allocs = sum.allocs,
+		.frees = sum.frees,
+		.fills = sum.fills,
+		.fill_bytes = sum.fill_bytes,
 		.packs_made = h->packs_made,
 		.packs_returned = h->packs_returned,
 		.collapses = h->collapses,
 		.collapse_failures = h->collapse_failures,
-		.refusals = h->refusals,
+		.refusals = sum.refusals,
 		.window = h->window,
 		.window_bytes = em_domain_offset(d->map.packs, 0),
 		.write_mode = h->write_mode,
@@ -80,28 +82,41 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		.parent = h->parent,
 	};
 	ask_kernel(d, out);
-	em_domain_leave(d);
+	em_domain_leave_all(d);
 	out->charged_bytes = em_domain_charged(d);
+	return 0;
+}
+
+int execmem_domain_count(execmem_domain *domain, execmem_shard *out)
+{
+	struct em_shard *s;
+
+	if (!out)
+		return em_error_null("out");
+	s = em_domain_enter(domain);
+	if (!s)
+		return execmem_error_code();
+	em_domain_sum(s->domain, out);
+	em_domain_leave(s);
 	return 0;
 }
 
 const execmem_header *execmem_domain_ledger(execmem_domain *domain)
 {
-	const execmem_header *h;
-	execmem_domain *d;
+	struct em_shard *s = em_domain_enter(domain);
+	const execmem_header *h = s ? s->domain->ledger.header : NULL;
 
-	if (em_domain_enter(domain, &d) < 0)
-		return NULL;
-	h = d->ledger.header;
-	em_domain_leave(d);
+	if (s)
+		em_domain_leave(s);
 	return h;
 }
 
 /* ---- is it lawful? ---- */
 
-struct census {
-	uint64_t blocks, live_bytes, used_bytes, packs;
-	uint32_t packs_of[EXECMEM_KINDS];
+struct census { /* of one shard */
+	uint64_t blocks, live_bytes, used_bytes;
+	uint32_t packs_of[EXECMEM_KINDS], usable_chunks[EXECMEM_KINDS], free_chunks[EXECMEM_KINDS];
+	uint32_t shut_chunks[EXECMEM_KINDS];
 	uint64_t parked_chunks[EXECMEM_KINDS];
 };
 
@@ -127,15 +142,13 @@ static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t 
 		c->parked_chunks[block->kind] += bytes >> EM_CHUNK_SHIFT;
 		return is_blank(d, pack, first, (uint32_t)(bytes >> EM_CHUNK_SHIFT)) ? NULL : "a parked block is not blank";
 	}
-	if (block->address != d->ledger.header->window + em_domain_offset(pack, first))
-		return "a block's record tells another address";
-	if (block->state == EXECMEM_BLOCK_NONE || block->kind != d->ledger.packs[pack].kind)
+	if ((block->state != EXECMEM_BLOCK_RESERVED && block->state != EXECMEM_BLOCK_FILLED && !(block->state & EXECMEM_BLOCK_DYING)) ||
+	    block->kind != d->ledger.packs[pack].kind)
 		return "a block's record tells another state or kind than its pack";
-	if (block->size == 0 || block->size > bytes ||
-	    em_round_up(block->size, block->size > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK) != bytes)
+	if (block->unused >= (bytes > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK))
 		return "a block's record tells another size than its chunks";
 	c->blocks++;
-	c->live_bytes += block->size;
+	c->live_bytes += bytes - block->unused;
 	c->used_bytes += bytes;
 	return NULL;
 }
@@ -162,51 +175,84 @@ static const char *check_chunks(const execmem_domain *d, uint32_t pack, struct c
 	return NULL;
 }
 
-static const char *check_pack(const execmem_domain *d, uint32_t pack, struct census *c)
+static const char *check_pack(const execmem_domain *d, const struct em_shard *s, uint32_t pack, struct census *c)
 {
 	const execmem_pack *p = &d->ledger.packs[pack];
+	struct em_pack pair = em_ledger_pack(&d->ledger, pack);
+	struct em_classes none = {0};
 	const char *broken;
 
-	if ((d->present[pack / 64] >> pack % 64 & 1) != (p->state != EXECMEM_PACK_ABSENT))
-		return "a pack's state does not match the map of those present";
 	if (p->state == EXECMEM_PACK_ABSENT)
 		return NULL;
-	c->packs++;
+	if (!(d->present[pack / 64] >> pack % 64 & 1))
+		return "a pack is not in the map of those present";
+	if (p->shard != s->number)
+		return "a pack's record tells another shard";
 	if (p->state == EXECMEM_PACK_SPAN_TAIL)
 		return d->ledger.packs[pack - p->span_packs].state == EXECMEM_PACK_SPAN ? NULL : "a span's tail has no head";
 	if (p->state == EXECMEM_PACK_SPAN)
 		return check_block(d, pack, 0, (uint64_t)p->usable_chunks << EM_CHUNK_SHIFT, c);
 	c->packs_of[p->kind]++;
-	if ((p->state == EXECMEM_PACK_SMALL) != (d->small[p->kind] == pack))
+	c->usable_chunks[p->kind] += p->usable_chunks;
+	c->free_chunks[p->kind] += p->usable_chunks - p->used_chunks;
+	if ((p->state == EXECMEM_PACK_SMALL) != (s->small[p->kind] == pack))
 		return "a small pack is not the one its kind grows";
-	for (unsigned cls = 0; cls < EM_PACK_CLASSES; cls++)
-		if ((d->ledger.index[p->kind].packs[cls][pack / 64] >> pack % 64 & 1) != (p->classes >> cls & 1))
-			return "the index does not know a pack's classes";
-	broken = em_pack_check(em_ledger_pack(&d->ledger, pack));
+	if (p->draining)
+		c->shut_chunks[p->kind] += p->usable_chunks - p->used_chunks;
+	if (!em_classes_equal(em_index_known(&s->index[p->kind], pack), p->draining ? none : em_pack_classes(pair)))
+		return "the index does not know a pack's classes, or knows those of one that drains";
+	broken = em_pack_check(pair);
+	if (!broken)
+		broken = em_ledger_check_pack(&d->ledger, pack);
 	return broken ? broken : check_chunks(d, pack, c);
+}
+
+static const char *check_shard(const execmem_domain *d, const struct em_shard *s, struct census *total)
+{
+	struct census c = {0};
+	const char *broken = NULL;
+
+	for (int kind = 0; !broken && kind < EXECMEM_KINDS; kind++)
+		broken = em_index_check(&s->index[kind]);
+	for (uint32_t pack = 0; !broken && pack < d->ledger.header->packs_top; pack++)
+		if (d->shard_of[pack] == s->number)
+			broken = check_pack(d, s, pack, &c);
+	if (broken)
+		return broken;
+	total->blocks += c.blocks;
+	total->live_bytes += c.live_bytes;
+	total->used_bytes += c.used_bytes;
+	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
+		if (c.packs_of[kind] != s->packs_of[kind] || c.parked_chunks[kind] != s->park[kind].chunks ||
+		    c.usable_chunks[kind] != s->usable_chunks[kind] || c.free_chunks[kind] != s->free_chunks[kind] ||
+		    c.shut_chunks[kind] != s->shut_chunks[kind])
+			return "a kind's packs, chunks or parked blocks are not counted right";
+	return NULL;
 }
 
 static const char *check_all(const execmem_domain *d)
 {
 	const execmem_header *h = d->ledger.header;
-	struct census c = {0};
 	const char *broken = em_ledger_check(&d->ledger);
+	struct census total = {0};
+	uint64_t packs = 0;
+	execmem_shard sum;
 
-	for (int kind = 0; !broken && kind < EXECMEM_KINDS; kind++)
-		broken = em_index_check(&d->ledger.index[kind]);
-	for (uint32_t pack = 0; !broken && pack < h->packs_top; pack++)
-		broken = check_pack(d, pack, &c);
+	for (uint32_t i = 0; !broken && i < atomic_load(&d->shard_count); i++)
+		broken = check_shard(d, d->shards[i], &total);
 	if (broken)
 		return broken;
-	if (c.blocks != h->live_blocks || c.live_bytes != h->live_bytes || c.used_bytes != h->used_bytes)
+	em_domain_sum(d, &sum);
+	for (uint32_t pack = 0; pack < h->packs_top; pack++)
+		packs += d->ledger.packs[pack].state != EXECMEM_PACK_ABSENT;
+	if (sum.allocs - sum.frees != total.blocks || sum.live_bytes != total.live_bytes)
 		return "the counters do not count the live blocks";
-	if (h->allocs - h->frees != h->live_blocks)
-		return "allocs less frees is not the number of live blocks";
-	if (c.packs != h->packs_live || h->packs_made - h->packs_returned != h->packs_live)
+	if (sum.used_bytes != total.used_bytes + atomic_load(&d->making_bytes))
+		return "used_bytes does not count the chunks of blocks";
+	if (packs != h->packs_live || h->packs_made - h->packs_returned != h->packs_live)
 		return "the counters do not count the packs";
-	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
-		if (c.packs_of[kind] != d->packs_of[kind] || c.parked_chunks[kind] != d->park[kind].chunks)
-			return "a kind's packs or parked blocks are not counted right";
+	if (d->limited && __atomic_load_n(&h->charged_bytes, __ATOMIC_RELAXED) < sum.used_bytes)
+		return "less is charged than is used";
 	return NULL;
 }
 
@@ -215,11 +261,9 @@ const char *execmem_domain_check(execmem_domain *domain)
 	const char *broken;
 	execmem_domain *d;
 
-	if (em_domain_enter(domain, &d) < 0)
+	if (em_domain_enter_all(domain, &d) < 0)
 		return execmem_error_text();
 	broken = check_all(d);
-	if (!broken && d->limited && __atomic_load_n(&d->ledger.header->charged_bytes, __ATOMIC_RELAXED) < d->ledger.header->used_bytes)
-		broken = "less is charged than is used";
-	em_domain_leave(d);
+	em_domain_leave_all(d);
 	return broken;
 }

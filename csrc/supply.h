@@ -1,4 +1,5 @@
-/* supply: chunks for blocks, out of a domain's packs. The caller holds the domain's lock, and keeps the records and the counters of blocks.
+/* supply: chunks for blocks, out of the packs of a shard. The caller holds the shard's lock, and keeps the records and the counters of
+ * blocks.
  */
 #ifndef EM_SUPPLY_H
 #define EM_SUPPLY_H
@@ -8,18 +9,46 @@
 enum {
 	EM_SUPPLY_SMALL_MIN = 32 << 10, /* the first pack of a kind opens with this much */
 	EM_SUPPLY_SMALL_MAX = 256 << 10, /* beyond it the pack is completed and collapsed; docs/performance.md tells why here */
+	EM_SUPPLY_LATER_MAX = 1 << 20, /* the same for later ones that start small: they are the last resort, and seldom filled */
 };
 
-/* Takes chunks from a pack of that kind, making one when it must. Locked; the block has no record yet. */
-int em_supply_take(execmem_domain *domain, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
+/* Takes chunks from a pack of that kind, making one when it must: the shard's lock is given up meanwhile, and the domain may be closed
+ * then (ECLOSED). The block has no record yet. */
+int em_supply_take(struct em_shard *shard, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
 /* Gives a block's chunks back: its memory is blank and its record dropped already. */
-void em_supply_give(execmem_domain *domain, uint32_t pack, uint32_t first);
-/* Instead of give: keeps a blank block whole for the next of its length; false: give it. Its record stays, and says PARKED. */
-bool em_supply_park(execmem_domain *domain, uint32_t pack, uint32_t first, uint32_t chunks);
-/* Instead of take: a parked block of that length, its record included; false: take one. */
-bool em_supply_unpark(execmem_domain *domain, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first);
+void em_supply_give(struct em_shard *shard, uint32_t pack, uint32_t first);
 /* The same for a block larger than a pack. `bytes` is rounded to pages. */
-int em_supply_take_span(execmem_domain *domain, int kind, uint64_t bytes, uint32_t *pack);
-void em_supply_give_span(execmem_domain *domain, uint32_t pack);
+int em_supply_take_span(struct em_shard *shard, int kind, uint64_t bytes, uint32_t *pack);
+void em_supply_give_span(struct em_shard *shard, uint32_t pack);
+
+void em_supply_idle(struct em_shard *shard, uint32_t pack); /* the last live block of a pack was parked */
+
+/* Instead of give: keeps a blank block whole for the next of its length; false: give it. Its record stays, and says PARKED.
+ * `cold`: its lines are in no cache. A block beside a free run is not kept: they would never join (docs/allocator.md). */
+EM_HOT bool em_supply_park(struct em_shard *shard, struct em_pack p, uint32_t pack, uint32_t first, uint32_t chunks, bool cold)
+{
+	struct em_park *park = &shard->park[p.record->kind];
+
+	if (!em_park_has_room(park, chunks) || !em_pack_is_alone(p, first, chunks) || EM_UNLIKELY(p.record->draining))
+		return false;
+	em_park_push(park, pack, first, chunks, cold);
+	p.record->parked++;
+	if (EM_UNLIKELY(--p.record->blocks == 0))
+		em_supply_idle(shard, pack);
+	return true;
+}
+
+/* Instead of take: a parked block of that length, its record included; false: take one. */
+EM_HOT bool em_supply_unpark(struct em_shard *shard, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first)
+{
+	execmem_pack *p;
+
+	if (!em_park_pop(&shard->park[kind], chunks, pack, first))
+		return false;
+	p = &shard->domain->ledger.packs[*pack];
+	p->parked--;
+	p->blocks++;
+	return true;
+}
 
 #endif

@@ -25,6 +25,7 @@ uint64_t em_sys_file_resident(int fd); /* bytes of memory the file holds */
 
 /* ---- address space ---- */
 
+bool em_sys_may_choose(void); /* false: somebody else (ThreadSanitizer) has plans for most addresses */
 int em_sys_reserve(void *at, uint64_t size, void **out); /* reserve; no access. at: exactly there or -EEXIST; NULL: anywhere */
 int em_sys_view(void *at, uint64_t size, int prot, int fd, uint64_t offset); /* view; over a reserved range. fd < 0: private */
 int em_sys_unview(void *at, uint64_t size);                                  /* unview; back to reserved, pages dropped */
@@ -57,18 +58,22 @@ int em_sys_sync_core(void); /* sync; membarrier: every thread of the process ser
 /* Stops every other thread at an unknown place, -EBUSY when one does not stop within 0.2 s. No malloc, no locks, until resumed. */
 int em_sys_stop_threads(void); /* stop */
 void em_sys_resume_threads(void);
+void em_sys_nap(void); /* waits some 20 us, for what another thread is about to end */
 
 /*
- * A lock that costs its first user two plain stores. An atomic read-modify-write would wait until every write to cold code memory before
- * it is done, which is most of what alloc and free take; so the thread that made the lock goes in by a flag that only it writes,
- * until another thread comes. That one takes `state`, withdraws the bias, and makes all cores agree (membarrier) before it
- * looks at the flag. From then on everybody takes `state`. After Vasudevan, Namjoshi, Edelsohn, "Simple and fast biased locks".
+ * A lock that costs its home thread two plain stores. An atomic read-modify-write would wait until every write to cold code memory
+ * before it is done, which is most of what alloc and free take; so the thread that made the lock, its home, goes in by a flag that only
+ * it writes, until another thread comes. That one takes `state`, withdraws the bias, and makes all cores agree (membarrier)
+ * before it looks at the flag. From then on everybody takes `state`; a home that was alone for long takes its bias back. After
+ * Vasudevan, Namjoshi, Edelsohn, "Simple and fast biased locks".
  */
 struct em_lock {
-	_Atomic uintptr_t bias;  /* thread that may go in by its flag; 0: nobody any more */
+	_Atomic uintptr_t bias;  /* thread that may go in by its flag; 0: nobody now */
 	_Atomic uint32_t inside; /* that flag */
 	_Atomic uint32_t state;  /* 0 free, 1 held, 2 held and somebody sleeps */
-	bool by_flag;            /* how the holder came in: only the holder touches it */
+	bool by_flag;            /* how the holder came in; only the holder touches this and what follows */
+	uint32_t alone;          /* times in a row that the home came by `state` */
+	uintptr_t home;          /* 0: never biased */
 };
 
 void em_sys_lock_init(struct em_lock *lock); /* biased to the caller, where the kernel can withdraw it; all zero is unbiased */
@@ -78,6 +83,11 @@ void em_sys_unlock_slow(struct em_lock *lock);
 static inline uintptr_t em_sys_self(void)
 {
 	return (uintptr_t)__builtin_thread_pointer();
+}
+
+static inline bool em_sys_lock_is_mine(const struct em_lock *lock)
+{
+	return atomic_load_explicit(&lock->bias, memory_order_relaxed) == em_sys_self();
 }
 
 static inline void em_sys_lock(struct em_lock *lock)

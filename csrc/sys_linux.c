@@ -234,7 +234,7 @@ int em_sys_write(int fd, const void *src, size_t len, uint64_t offset, size_t *w
 
 int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t len, uint64_t offset)
 {
-	struct iovec vec[64];
+	struct iovec vec[512]; /* 2 MB of the usual units */
 	int err = scripted(OP_write);
 
 	if (err)
@@ -244,7 +244,7 @@ int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t le
 		int n = 0;
 		ssize_t done;
 
-		for (; n < 64 && planned < len; n++) {
+		for (; n < 512 && planned < len; n++) {
 			size_t part = len - planned < unit_len ? (size_t)(len - planned) : unit_len;
 
 			vec[n] = (struct iovec){.iov_base = (void *)(uintptr_t)unit, .iov_len = part};
@@ -299,6 +299,15 @@ static int native_prot(int prot)
 {
 	em_always(!((prot & EM_WRITE) && (prot & EM_EXEC))); /* law 1 */
 	return (prot & EM_READ ? PROT_READ : 0) | (prot & EM_WRITE ? PROT_WRITE : 0) | (prot & EM_EXEC ? PROT_EXEC : 0);
+}
+
+bool em_sys_may_choose(void)
+{
+#ifdef __SANITIZE_THREAD__
+	return false;
+#else
+	return true;
+#endif
 }
 
 int em_sys_reserve(void *at, uint64_t size, void **out)
@@ -763,6 +772,11 @@ void em_sys_resume_threads(void)
 
 /* ---- locks ---- */
 
+enum {
+	ALONE = 4096, /* uses after which a home takes its bias back; withdrawing it costs some microseconds */
+	SPINS = 200,
+};
+
 /* Whether membarrier can order a thread's flag against our look at it. Never under ThreadSanitizer, which does not know it. */
 void em_sys_lock_init(struct em_lock *lock)
 {
@@ -771,14 +785,19 @@ void em_sys_lock_init(struct em_lock *lock)
 #ifdef __SANITIZE_THREAD__
 	can = false;
 #endif
-	*lock = (struct em_lock){.bias = can ? em_sys_self() : 0};
+	*lock = (struct em_lock){.bias = can ? em_sys_self() : 0, .home = can ? em_sys_self() : 0};
+}
+
+void em_sys_nap(void)
+{
+	struct timespec nap = {.tv_nsec = 20000};
+
+	nanosleep(&nap, NULL);
 }
 
 /* The caller holds `state`. Afterwards the biased thread is outside and will come by `state` too. */
 static void withdraw_bias(struct em_lock *lock)
 {
-	struct timespec nap = {.tv_nsec = 20000};
-
 	atomic_store(&lock->bias, 0);
 	if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) < 0) {
 		/* A seccomp filter that came after em_sys_lock_init. No store stays in a core's buffer for anything like this long. */
@@ -787,13 +806,23 @@ static void withdraw_bias(struct em_lock *lock)
 		nanosleep(&long_nap, NULL);
 	}
 	while (atomic_load(&lock->inside))
-		nanosleep(&nap, NULL);
+		em_sys_nap();
 }
 
-/* A futex lock of three states (after Drepper, "Futexes are tricky", mutex 3), with a short spin first. */
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+/* A futex lock of three states (after Drepper, "Futexes are tricky", mutex 3). It spins first, for some microseconds: a shard is held for
+ * a fraction of one as a rule, and to sleep and be woken costs ten. */
 static void take_state(struct em_lock *lock)
 {
-	for (int spin = 0; spin < 200; spin++) {
+	for (int spin = 0; spin < SPINS; spin++, relax()) {
 		uint32_t free = 0;
 
 		if (atomic_load_explicit(&lock->state, memory_order_relaxed) == 0 &&
@@ -810,10 +839,16 @@ void em_sys_lock_slow(struct em_lock *lock)
 	if (atomic_load_explicit(&lock->bias, memory_order_relaxed))
 		withdraw_bias(lock);
 	lock->by_flag = false;
+	lock->alone = lock->home == em_sys_self() ? lock->alone + 1 : 0;
 }
 
 void em_sys_unlock_slow(struct em_lock *lock)
 {
+	if (EM_UNLIKELY(lock->alone >= ALONE)) {
+		lock->alone = 0;
+		atomic_store_explicit(&lock->bias, lock->home,
+		                      memory_order_relaxed); /* whoever comes next sees it: it takes `state` first */
+	}
 	if (atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)
 		futex(&lock->state, FUTEX_WAKE, 1, NULL);
 }

@@ -3,7 +3,7 @@
 Beside ``csrc/ledger.c``. The types of the records are made from their C declarations, so the layout is written once, in
 ``csrc/execmem.h``; ``docs/ledger.md`` explains it.
 
->>> BLOCK_DTYPE["address"], BLOCK_DTYPE.itemsize
+>>> EVENT_DTYPE["address"], EVENT_DTYPE.itemsize
 (dtype('uint64'), 24)
 """
 
@@ -53,7 +53,18 @@ os.register_at_fork(before=GATE.acquire, after_in_parent=GATE.release, after_in_
 
 HEADER_DTYPE: Final = record_dtype("execmem_header")
 PACK_DTYPE: Final = record_dtype("execmem_pack")
-BLOCK_DTYPE: Final = record_dtype("execmem_block")
+SHARD_DTYPE: Final = record_dtype("execmem_shard")
+RECORD_DTYPE: Final = record_dtype("execmem_block")  # as it lies in the ledger
+BLOCK_DTYPE: Final = np.dtype(  # with what follows from where it lies
+    [
+        ("address", "<u8"),
+        ("size", "<u4"),  # bytes asked for
+        ("name", "<u4"),  # first cell in the name heap, 0: none
+        ("born_ms", "<u4"),
+        ("state", "u1"),  # enum execmem_block_state
+        ("kind", "u1"),  # enum execmem_kind
+    ]
+)
 EVENT_DTYPE: Final = record_dtype("execmem_event")
 NAME_DTYPE: Final = np.dtype([("next", "<u4"), ("text", f"S{lib.EXECMEM_NAME_CELL_TEXT}")])
 
@@ -83,19 +94,28 @@ class Hold:
     def __init__(self, block: Any, what: str) -> None:
         """Enter the block's and the domain's holders, or raise because the block is gone."""
         with GATE:
-            block._address_live()
-            self.block = block
             if block._holders is None:
                 block._holders = {}
-            block._holders[id(self)] = what
-            if block._owner is not None:
-                block._owner._holders[id(self)] = what
-            block.domain._holders[id(self)] = what
+            self.block = block
+            for kept in (block, block._owner, block.domain):
+                if kept is not None:
+                    kept._holders[id(self)] = what
+            try:  # after it entered: a free that comes between claims the block first, or finds it held
+                block._address_live()
+            except BaseException:
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        """Leave the holders."""
+        for kept in (self.block, self.block._owner, self.block.domain):
+            if kept is not None:
+                kept._holders.pop(id(self), None)
 
     def __del__(self) -> None:
         """Leave the holders; the last takes away what is lost."""
         block = getattr(self, "block", None)
-        if block is None or block._holders is None:  # the block was gone and nothing was entered
+        if block is None or block._holders is None:
             return
         for kept in (block, block._owner, block.domain):
             if kept is not None:
@@ -149,3 +169,61 @@ def read_name(heap: npt.NDArray[np.void], cell: int) -> str:
         parts.append(bytes(record["text"]))
         cell = int(record["next"])
     return b"".join(parts).decode("utf-8", "replace")
+
+
+# ---- the ledger, read: the same for this process and for another that maps it ----
+
+
+def read_blocks(raw: npt.NDArray[np.uint8], header: Any) -> npt.NDArray[np.void]:
+    """Return the live blocks of a ledger, by address; ``raw`` is the whole ledger as bytes. About 1 ms a pack."""
+    packs = raw[header.packs_offset :][: header.packs_top * PACK_DTYPE.itemsize].view(PACK_DTYPE)
+    states = (lib.EXECMEM_PACK_SMALL, lib.EXECMEM_PACK_FULL, lib.EXECMEM_PACK_SPAN)
+    parts = [
+        pack_blocks(
+            packs[number],
+            raw[header.maps_offset + number * header.maps_stride :][: header.maps_stride],
+            raw[header.blocks_offset + number * header.blocks_stride :][: header.blocks_stride],
+            header.extents_at,
+        )
+        for number in np.flatnonzero(np.isin(packs["state"], states)).tolist()
+    ]
+    blocks: npt.NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, dtype=BLOCK_DTYPE)
+    return blocks
+
+
+def pack_blocks(
+    pack: np.void, maps: npt.NDArray[np.uint8], records: npt.NDArray[np.uint8], extents_at: int
+) -> npt.NDArray[np.void]:
+    """Return the live blocks of one pack: the heads tell where they are, and where their records are."""
+    words = maps[: lib.EXECMEM_PACK_WORDS * 16].view(np.uint8).reshape(-1, 2, 8)
+    used, head = (np.unpackbits(words[:, half].reshape(-1), bitorder="little") for half in (0, 1))
+    first = np.flatnonzero(head)
+    extents = maps[extents_at:][: lib.EXECMEM_PACK_WORDS * 4].view(np.uint32)
+    group = first >> 6
+    rank = np.arange(len(first)) - np.searchsorted(group, group)  # among the heads of its group
+    stride = RECORD_DTYPE.itemsize
+    record = records[: len(records) // stride * stride].view(RECORD_DTYPE)[extents[group] + rank]
+    if pack["state"] == lib.EXECMEM_PACK_SPAN:
+        end = np.array([pack["usable_chunks"]])
+    else:  # a block ends at the next head or free chunk, or where the pack's open part does
+        edge = np.append(np.flatnonzero(head | (used ^ 1)), pack["usable_chunks"])
+        end = np.minimum(edge[np.searchsorted(edge, first, side="right")], pack["usable_chunks"])
+    blocks = np.empty(len(first), dtype=BLOCK_DTYPE)
+    blocks["address"] = pack["address"] + first.astype(np.uint64) * lib.EXECMEM_CHUNK
+    blocks["size"] = (end - first) * lib.EXECMEM_CHUNK - record["unused"]
+    for field in ("name", "born_ms", "state", "kind"):
+        blocks[field] = record[field]
+    live: npt.NDArray[np.void] = blocks[record["state"] != lib.EXECMEM_BLOCK_PARKED]
+    return live
+
+
+def read_events(raw: npt.NDArray[np.uint8], header: Any) -> npt.NDArray[np.void]:
+    """Return what the rings of a ledger hold, oldest first; ``raw`` is the whole ledger as bytes."""
+    shards = raw[header.shards_offset :][: header.shards * SHARD_DTYPE.itemsize].view(SHARD_DTYPE)
+    size = header.events_max * EVENT_DTYPE.itemsize
+    rings = []
+    for number, written in enumerate(shards["events"].tolist()):
+        ring = raw[header.events_offset + number * size :][:size].view(EVENT_DTYPE)
+        rings.append(np.roll(ring, -(written % len(ring)))[-min(written, len(ring)) :] if written else ring[:0])
+    events = np.concatenate(rings)
+    return events[np.argsort(events["time_ms"], kind="stable")]

@@ -50,7 +50,8 @@ STATE_NAMES: Final[dict[int, str]] = {
     lib.EXECMEM_BLOCK_NONE: "none",
     lib.EXECMEM_BLOCK_RESERVED: "reserved",
     lib.EXECMEM_BLOCK_FILLED: "filled",
-    lib.EXECMEM_BLOCK_DYING: "dying",
+    lib.EXECMEM_BLOCK_DYING | lib.EXECMEM_BLOCK_RESERVED: "dying",
+    lib.EXECMEM_BLOCK_DYING | lib.EXECMEM_BLOCK_FILLED: "dying",
 }
 MODES: Final[dict[str | None, int]] = {
     None: lib.EXECMEM_MODE_AUTO,
@@ -368,7 +369,10 @@ def execmem_alloc_many(sizes: WordsLike, align: SupportsIndex = 16) -> Words:
     (dtype('uint64'), 3)
     >>> execmem_free_many(addresses)
     """
-    return alloc_many(NULL, ROOT_NUMBER, "text", to_words(sizes, "sizes"), align, None)
+    words = to_words(sizes, "sizes")
+    out: Words = np.zeros(len(words), dtype=np.uint64)
+    alloc_many(NULL, ROOT_NUMBER, "text", words, align, None, out, NULL)
+    return out
 
 
 def execmem_place_many(data: BytesLike, offsets: WordsLike, align: SupportsIndex = 16) -> Words:
@@ -380,7 +384,13 @@ def execmem_place_many(data: BytesLike, offsets: WordsLike, align: SupportsIndex
     >>> execmem_free_many(addresses)
     """
     bounds = to_words(offsets, "offsets")
-    return place_many(NULL, ROOT_NUMBER, "text", data, bounds, align, None)
+    if not len(bounds):
+        message = "there are no offsets: there must be one more than blocks"
+        raise InvalidArgumentError(message)
+    source, bounds = to_slices(data, bounds, len(bounds) - 1)
+    out: Words = np.zeros(len(bounds) - 1, dtype=np.uint64)
+    place_many(NULL, ROOT_NUMBER, "text", source, bounds, align, None, out, NULL)
+    return out
 
 
 def execmem_fill_many(addresses: WordsLike, data: BytesLike, offsets: WordsLike) -> None:
@@ -400,7 +410,9 @@ def execmem_free_many(addresses: WordsLike) -> None:
     """Free blocks of the default domain by their addresses, all of them or none."""
     words = to_words(addresses, "addresses")
     sys.audit("execmem.free", words)
-    free_many(NULL, words)
+    code = lib.execmem_free_many(NULL, len(words), words_pointer(words))
+    if code:
+        raise_last(code, batch=True, freeing=True)
 
 
 def alloc_many(  # noqa: PLR0913, PLR0917 - it is the C call
@@ -410,51 +422,40 @@ def alloc_many(  # noqa: PLR0913, PLR0917 - it is the C call
     sizes: Words,
     align: SupportsIndex,
     names: Sequence[str] | None,
-) -> Words:
-    """``execmem_alloc_many`` of C on the domain of a handle and a number."""
-    out = np.zeros(len(sizes), dtype=np.uint64)
+    out: Words,
+    live: Any,
+) -> None:
+    """Make blocks in the domain of a handle and a number; ``live`` is told too, in one piece, where it is not NULL."""
     alignment, texts = to_size(align, "align"), to_names(names, len(sizes))
     sys.audit("execmem.alloc", number, int(sizes.sum()), alignment)
-    code = lib.execmem_alloc_many(
-        handle, to_kind(kind), len(sizes), words_pointer(sizes), alignment, texts, words_pointer(out)
+    code = lib.pyblock_alloc_many(
+        handle, to_kind(kind), len(sizes), words_pointer(sizes), alignment, texts, words_pointer(out), live
     )
     if code:
         raise_last(code, batch=True)
-    return out
 
 
 def place_many(  # noqa: PLR0913, PLR0917 - it is the C call
     handle: Any,
     number: int,
     kind: str,
-    data: BytesLike,
+    source: Any,
     bounds: Words,
     align: SupportsIndex,
     names: Sequence[str] | None,
-) -> Words:
-    """``execmem_place_many`` of C on the domain of a handle and a number."""
-    if not len(bounds):
-        message = "there are no offsets: there must be one more than blocks"
-        raise InvalidArgumentError(message)
-    count = len(bounds) - 1
-    source, bounds = to_slices(data, bounds, count)
-    out = np.zeros(count, dtype=np.uint64)
+    out: Words,
+    live: Any,
+) -> None:
+    """Make blocks as ``alloc_many`` does and fill them; source and bounds are as ``to_slices`` gives them."""
+    count, size = len(out), int(bounds[-1] - bounds[0])
     alignment, texts = to_size(align, "align"), to_names(names, count)
-    sys.audit("execmem.alloc", number, int(bounds[-1] - bounds[0]), alignment)
-    sys.audit("execmem.fill", None, int(bounds[-1] - bounds[0]))
-    code = lib.execmem_place_many(
-        handle, to_kind(kind), count, source, words_pointer(bounds), alignment, texts, words_pointer(out)
+    sys.audit("execmem.alloc", number, size, alignment)
+    sys.audit("execmem.fill", None, size)
+    code = lib.pyblock_place_many(
+        handle, to_kind(kind), count, source, words_pointer(bounds), alignment, texts, words_pointer(out), live
     )
     if code:
         raise_last(code, batch=True)
-    return out
-
-
-def free_many(handle: Any, addresses: Words) -> None:
-    """``execmem_free_many`` of C on the domain of a handle; the caller has audited it."""
-    code = lib.execmem_free_many(handle, len(addresses), words_pointer(addresses))
-    if code:
-        raise_last(code, batch=True, freeing=True)
 
 
 # ---- asking ----

@@ -149,7 +149,7 @@ def test_a_block_freed_behind_its_back_is_told(domain: execmem.Domain) -> None:
 def test_a_name_is_kept(name: str, domain: execmem.Domain) -> None:
     block = domain.place(ADD7, name=name)
     assert domain.find(block).name == name
-    assert domain.names(domain.live_blocks()) == [name]
+    assert domain.names(domain.blocks()) == [name]
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "é" * 128, "a\0b", "\ud800", 5, b"bytes"])
@@ -239,9 +239,7 @@ def test_a_batch_is_a_sequence_of_blocks(mode: str) -> None:
             _ = blocks[500]
         with pytest.raises(ValueError, match="read-only"):
             blocks.addresses[0] = 1
-        assert domain.names(domain.live_blocks()) == [
-            name for _, name in sorted(zip(blocks.addresses, names, strict=True))
-        ]
+        assert domain.names(domain.blocks()) == [name for _, name in sorted(zip(blocks.addresses, names, strict=True))]
         domain.check()
         element = blocks[3]
         del blocks
@@ -470,7 +468,8 @@ def test_stats_have_the_fields_of_the_core(domain: execmem.Domain) -> None:
     [
         (ledger.HEADER_DTYPE, "execmem_header"),
         (ledger.PACK_DTYPE, "execmem_pack"),
-        (ledger.BLOCK_DTYPE, "execmem_block"),
+        (ledger.RECORD_DTYPE, "execmem_block"),
+        (ledger.SHARD_DTYPE, "execmem_shard"),
         (ledger.EVENT_DTYPE, "execmem_event"),
     ],
 )
@@ -487,28 +486,28 @@ def test_tables_show_the_domain() -> None:
     with execmem.Domain("shown", parent=None, limit="1M") as domain:
         blocks = domain.place_many([ADD7] * 300, names=[f"f{number}" for number in range(300)])
         blocks.free(slice(0, 100))
-        header, packs, records, events = domain.header(), domain.packs(), domain.blocks(), domain.events()
+        header, packs, shards, events = domain.header(), domain.packs(), domain.shards(), domain.events()
         assert header["magic"][0] == b"EXECMEM"
         assert header["name"][0] == b"shown"
         assert (header["pid"][0], header["domain"][0], header["limit"][0]) == (os.getpid(), domain.number, 1 << 20)
-        assert (header["live_blocks"][0], header["allocs"][0], header["frees"][0]) == (200, 300, 100)
+        assert shards[["allocs", "frees", "live_bytes"]].tolist() == [(300, 100, 1000)]
         assert packs["blocks"].sum() == 200
         assert (packs["address"][0], packs["state"][0]) == (header["window"][0], lib.EXECMEM_PACK_SMALL)
-        assert set(records["address"][records["address"] != 0].tolist()) == set(blocks.addresses[100:].tolist())
-        live = domain.live_blocks()
+        live = domain.blocks()
+        assert live["address"].tolist() == sorted(blocks.addresses[100:].tolist())
         assert (live["size"] == 5).all()
         assert (np.diff(live["address"].astype(np.int64)) > 0).all()
         assert sorted(domain.names(live)) == sorted(f"f{number}" for number in range(100, 300))
-        newest = events[(int(header["events"][0]) - 1) % len(events)]
-        assert newest["op"] == lib.EXECMEM_EVENT_FREE
+        assert (len(events), events["op"][-1]) == (shards["events"][0], lib.EXECMEM_EVENT_FREE)
+        assert (np.diff(events["sequence"].astype(np.int64)) == 1).all()
         extra = domain.place(ADD7)
-        assert header["live_blocks"][0] == 201  # not a copy
-        for table in (header, packs, records, events):
+        assert shards["allocs"][0] == 301  # not a copy
+        for table in (header, packs, shards):
             assert not table.flags.writeable
             assert not table.flags.owndata
-        with pytest.raises(execmem.BusyError, match="4 tables"):
+        with pytest.raises(execmem.BusyError, match="3 tables"):
             domain.close(force=True)
-        del header, packs, records, events, newest, table, extra
+        del header, packs, shards, table, extra
 
 
 def test_a_table_keeps_its_domain() -> None:
@@ -528,9 +527,9 @@ def test_names_are_read_after_others_have_gone(domain: execmem.Domain) -> None:
     names = [f"{number}" * (1 + number % 60) for number in range(400)]
     blocks = [domain.place(ADD7, name=name) for name in names]
     blocks = blocks[::3]
-    assert sorted(domain.names(domain.live_blocks())) == sorted(names[::3])
+    assert sorted(domain.names(domain.blocks())) == sorted(names[::3])
     more = [domain.place(ADD7, name=name) for name in names[:100]]
-    assert sorted(domain.names(domain.live_blocks())) == sorted(names[::3] + names[:100])
+    assert sorted(domain.names(domain.blocks())) == sorted(names[::3] + names[:100])
     del blocks, more
 
 
@@ -555,7 +554,7 @@ def test_a_closed_domain_refuses() -> None:
         domain.stats,
         domain.check,
         domain.packs,
-        domain.live_blocks,
+        domain.shards,
         lambda: domain.limit,
         lambda: setattr(domain, "limit", 5),
         lambda: domain.find(block.address),
@@ -720,10 +719,10 @@ def test_a_domain_without_a_name() -> None:
 
 
 def test_a_broken_law_is_raised(domain: execmem.Domain) -> None:
-    domain._header.live_blocks += 1
+    domain._header.packs_made += 1
     with pytest.raises(execmem.BrokenLawError, match="'test': "):
         domain.check()
-    domain._header.live_blocks -= 1
+    domain._header.packs_made -= 1
 
 
 def test_one_of_two_threads_frees_a_block(domain: execmem.Domain) -> None:

@@ -160,7 +160,9 @@ C_FLOORS: Final = (
     ("arch", "room", "map", "pack", "park", "index", "ledger"),
     ("poke",),
     ("domain", "supply", "stats"),
-    ("execmem",),
+    ("block",),
+    ("batch", "execmem"),
+    ("pyblock",),
     ("patch", "object", "function", "bpf"),
 )
 C_PLACES: Final = {name: place for place, name in enumerate(name for floor in C_FLOORS for name in floor)}

@@ -467,7 +467,7 @@ def test_a_batch_that_cannot_be_made_blank_stays_consistent(
     with execmem.Domain("trouble", write_mode=mode) as trouble:
         codes = [bytes([number]) * 5000 for number in range(1, 9)]
         blocks = trouble.place_many(codes)
-        elements = list(blocks)
+        elements = list(enumerate(blocks))
         script(f"write={steps} protect={steps} stop={steps}")
         try:
             blocks.free()
@@ -475,9 +475,9 @@ def test_a_batch_that_cannot_be_made_blank_stays_consistent(
             assert str(error)  # noqa: PT017 - modes without a system call to write cannot fail
         lib.execmem_test_script(ffi.NULL)
         trouble.check()
-        live = [block for block in elements if block._live]
+        live = [(number, block) for number, block in elements if block._live]
         assert len(trouble) == len(live)
-        assert all(bytes(block) == codes[block._place] for block in live)
+        assert all(bytes(block) == codes[number] for number, block in live)
         blocks.free()
         assert len(trouble) == 0
 

@@ -334,7 +334,7 @@ class Model(RuleBasedStateMachine):
             assert stats.used_bytes == room.used
             assert stats.charged_bytes == self.charged[room.domain.number]
             assert (stats.allocs - stats.frees, stats.limit) == (room.live, room.limit)
-            records = room.domain.live_blocks()
+            records = room.domain.blocks()
             assert records["address"].tolist() == [thing.block.address for thing in inside]
             assert records["size"].tolist() == [len(thing.contents) for thing in inside]
             assert room.domain.names(records) == [thing.name for thing in inside]

@@ -9,3 +9,7 @@ void em_none_flush(void *exec, size_t len)
 	(void)exec;
 	(void)len;
 }
+
+/* ---- past the caches ---- */
+
+/* Nothing is known of this CPU's stores, so the table has none. */

@@ -4,6 +4,9 @@
 
 #include "arch.h"
 
-void em_x86_64_flush(void *exec, size_t len);
+enum { EM_X86_64_INT3 = 0xCC }; /* one byte, so a jump to any offset traps (Intel SDM vol. 2, INT3) */
+
+void em_x86_64_fill_traps_past(void *dst, size_t len);
+void em_x86_64_drain(void);
 
 #endif

@@ -2,9 +2,11 @@
  *
  * usage: test_core [operations per mode]
  */
+#include "index.h"
+#include "pack.h"
 #include "test.h"
 
-enum { LIVE_MAX = 3000 };
+enum { LIVE_MAX = 3000, PACKS = 5, BLOCKS_MAX = 20000 };
 
 struct shadow { /* what we believe of one block */
 	uint8_t *address;
@@ -328,10 +330,150 @@ static void near(void)
 	EXPECT(execmem_domain_close(d, 0) == 0);
 }
 
+/* ---- the bookkeeping by itself, against one byte a chunk ---- */
+
+static struct {
+	execmem_pack records[PACKS];
+	struct em_pack_maps maps[PACKS];
+	struct em_index index;
+	uint8_t used[PACKS][EXECMEM_PACK_CHUNKS];
+	struct {
+		uint32_t pack, first, chunks;
+	} blocks[BLOCKS_MAX];
+	uint32_t count;
+} books;
+
+static struct em_pack book(uint32_t pack)
+{
+	return (struct em_pack){&books.records[pack], &books.maps[pack]};
+}
+
+static void grow_book(uint32_t pack, uint32_t usable)
+{
+	struct em_classes before = em_pack_classes(book(pack));
+
+	em_pack_grow(book(pack), usable);
+	em_index_update(&books.index, pack, before, em_pack_classes(book(pack)));
+}
+
+static void expect_lawful_books(void)
+{
+	for (uint32_t pack = 0; pack < PACKS; pack++) {
+		uint32_t longest = 0, run = 0;
+
+		for (uint32_t chunk = 0; chunk < books.records[pack].usable_chunks; chunk++) {
+			EXPECT(em_pack_is_used(book(pack), chunk) == books.used[pack][chunk]);
+			run = books.used[pack][chunk] ? 0 : run + 1;
+			longest = run > longest ? run : longest;
+		}
+		EXPECT(em_pack_check(book(pack)) == NULL);
+		EXPECT(em_pack_largest(book(pack)) == longest);
+		EXPECT(em_classes_equal(em_index_known(&books.index, pack), em_pack_classes(book(pack))));
+	}
+	EXPECT(em_index_check(&books.index) == NULL);
+}
+
+/* From the class of every run that must do, else the longest way round; false: no run does, which the bytes confirm. */
+static bool take_chunks(uint32_t chunks, uint32_t align)
+{
+	uint32_t first = EM_PACK_NONE, pack = 0;
+	unsigned cls = em_pack_class(chunks), safe = em_pack_class_for(chunks + align - 1);
+
+	if (em_index_best(&books.index, safe, &cls, &pack))
+		safe = cls + 1;
+	for (; cls < safe && first == EM_PACK_NONE; cls++)
+		for (pack = em_index_next(&books.index, cls, UINT32_MAX); pack != EM_PACK_NONE;
+		     pack = em_index_next(&books.index, cls, pack)) {
+			struct em_classes before = em_pack_classes(book(pack));
+
+			first = em_pack_take(book(pack), cls, chunks, align, UINT32_MAX);
+			em_index_update(&books.index, pack, before, em_pack_classes(book(pack)));
+			if (first != EM_PACK_NONE)
+				break;
+		}
+	if (first == EM_PACK_NONE) {
+		for (pack = 0; pack < PACKS; pack++)
+			for (uint32_t at = 0; at + chunks <= books.records[pack].usable_chunks; at += align)
+				EXPECT(memchr(books.used[pack] + at, 1, chunks) != NULL);
+		return false;
+	}
+	EXPECT(first % align == 0 && first + chunks <= books.records[pack].usable_chunks);
+	EXPECT(memchr(books.used[pack] + first, 1, chunks) == NULL);
+	memset(books.used[pack] + first, 1, chunks);
+	books.blocks[books.count].pack = pack;
+	books.blocks[books.count].first = first;
+	books.blocks[books.count++].chunks = chunks;
+	return true;
+}
+
+static void give_chunks(uint32_t victim, uint32_t within)
+{
+	uint32_t at = books.blocks[victim].pack, first = books.blocks[victim].first, chunks = books.blocks[victim].chunks;
+	struct em_pack pack = book(at);
+	struct em_classes before = em_pack_classes(pack);
+	uint32_t end = first + chunks;
+	bool joins = (first > 0 && !books.used[at][first - 1]) || (end < pack.record->usable_chunks && !books.used[at][end]);
+
+	books.blocks[victim] = books.blocks[--books.count];
+	EXPECT(em_pack_length(pack, first) == chunks && em_pack_is_head(pack, first));
+	EXPECT(em_pack_block_at(pack, first + within % chunks) == first);
+	EXPECT(em_pack_is_alone(pack, first, chunks) == !joins);
+	EXPECT(em_pack_give(pack, first) == chunks);
+	EXPECT(em_pack_block_at(pack, first + within % chunks) == EM_PACK_NONE);
+	em_index_update(&books.index, at, before, em_pack_classes(pack));
+	memset(books.used[at] + first, 0, chunks);
+}
+
+/* Every run of a class is at least as long as those of the class below, and of the class for a length it holds that many. */
+static void classes(void)
+{
+	for (uint32_t chunks = 1; chunks <= EXECMEM_PACK_CHUNKS; chunks++) {
+		unsigned cls = em_pack_class(chunks), least = em_pack_class_for(chunks);
+
+		EXPECT(cls < EM_PACK_CLASSES && (least == cls || least == cls + 1));
+		EXPECT(chunks == 1 || (em_pack_class(chunks - 1) <= cls && em_pack_class(chunks - 1) < least));
+		EXPECT((least == EM_PACK_CLASSES) == (chunks > EXECMEM_PACK_CHUNKS / 2));
+	}
+}
+
+static void packs(int operations)
+{
+	static const uint32_t longest[] = {3, 40, 80, 3000, EXECMEM_PACK_CHUNKS};
+	uint64_t seed = 362436069362436069ull;
+
+	for (uint32_t pack = 0; pack < PACKS; pack++) {
+		em_pack_init(book(pack));
+		grow_book(pack, pack == 0 ? 1024 : EXECMEM_PACK_CHUNKS);
+	}
+	for (int i = 0; i < operations; i++) {
+		uint32_t limit = longest[test_random(&seed) % (test_random(&seed) % 100 ? 3 : 5)];
+		uint32_t chunks = (uint32_t)(1 + test_random(&seed) % limit),
+				 align = test_random(&seed) % 8 ? 1 : 1u << test_random(&seed) % 7;
+
+		if (chunks + align - 1 > EXECMEM_PACK_CHUNKS)
+			align = 1;
+		if (test_random(&seed) % 100 < (i < operations / 2 ? 65u : 35u) && books.count < BLOCKS_MAX) {
+			if (!take_chunks(chunks, align) && books.records[0].usable_chunks < EXECMEM_PACK_CHUNKS)
+				grow_book(0, books.records[0].usable_chunks * 2);
+		} else if (books.count > 0) {
+			give_chunks((uint32_t)(test_random(&seed) % books.count), (uint32_t)test_random(&seed));
+		}
+		if (i % (operations / 8 + 1) == 0)
+			expect_lawful_books();
+	}
+	while (books.count > 0)
+		give_chunks(books.count - 1, 0);
+	expect_lawful_books();
+	for (uint32_t pack = 0; pack < PACKS; pack++)
+		EXPECT(em_pack_largest(book(pack)) == books.records[pack].usable_chunks);
+}
+
 int main(int argc, char **argv)
 {
 	int operations = test_amount(argc, argv, 20000, 400);
 
+	classes();
+	packs(operations);
 	errors();
 	nulls();
 	tight_window();

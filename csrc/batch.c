@@ -1,0 +1,391 @@
+/* batch: many blocks in one crossing and under one lock.
+ *
+ * All or none: what can be refused is looked at before anything changes, or taken back. Where a write is a system call, the bytes of blocks
+ * that lie side by side are gathered and written at once.
+ */
+#include "block.h"
+#include "error.h"
+
+#include <string.h>
+
+enum { STAGE = 32768 }; /* bytes gathered for one write */
+
+static int at_index(int err, size_t index)
+{
+	em_error_at(index);
+	return err;
+}
+
+static int check_offsets(size_t count, const void *src, const uint64_t *offsets, const void *addresses)
+{
+	if (count > 0 && (!src || !offsets || !addresses))
+		return em_error_null(!src ? "src" : !offsets ? "offsets" : "out or dst");
+	for (size_t i = 0; i < count; i++)
+		if (EM_UNLIKELY(offsets[i + 1] < offsets[i]))
+			return at_index(em_error_set(EXECMEM_EINVAL, "offsets[%llu] is %llu and the next is %llu; they must not fall.",
+			                             (unsigned long long)i, (unsigned long long)offsets[i], (unsigned long long)offsets[i + 1]),
+			                i);
+	return 0;
+}
+
+/* ---- what is locked ---- */
+
+struct hold {
+	execmem_domain *d;
+	struct em_shard *one; /* this shard; NULL: all of the domain's */
+};
+
+static uint64_t pack_at(const execmem_domain *d, uint64_t address)
+{
+	return (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
+}
+
+static void release(const struct hold *h)
+{
+	if (h->one)
+		em_domain_leave(h->one);
+	else
+		em_domain_leave_all(h->d);
+}
+
+/* One shard is locked. Where that is not enough for all of the addresses, it is given up for all shards; an error: nothing is locked. */
+static int hold_all_of(struct hold *h, size_t count, const uint64_t *addresses)
+{
+	for (size_t i = 0; h->one && i < count; i++) {
+		uint64_t pack = pack_at(h->d, addresses[i]);
+
+		if (EM_LIKELY(pack >= h->d->map.packs || h->d->shard_of[pack] == h->one->number))
+			continue; /* outside of the window it will be refused */
+		em_domain_leave(h->one);
+		h->one = NULL;
+		return em_domain_enter_all(h->d, &h->d);
+	}
+	return 0;
+}
+
+static int enter(struct hold *h, execmem_domain *domain, size_t count, const uint64_t *addresses)
+{
+	h->one = count > 0 ? em_domain_enter_at(domain, addresses[0]) : em_domain_enter(domain);
+	if (!h->one)
+		return at_index(execmem_error_code(), 0);
+	h->d = h->one->domain;
+	return hold_all_of(h, count, addresses);
+}
+
+static struct em_shard *shard_at(const struct hold *h, uint64_t address)
+{
+	return h->one ? h->one : h->d->shards[h->d->shard_of[pack_at(h->d, address)]];
+}
+
+/* The live block that starts at an address. */
+static int find_start(const struct hold *h, uint64_t address, struct em_place *out)
+{
+	if (EM_UNLIKELY(pack_at(h->d, address) >= h->d->map.packs))
+		return em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)address,
+		                    h->d->ledger.header->name);
+	if (EM_LIKELY(em_block_is_start(shard_at(h, address), address, out)))
+		return 0;
+	return em_block_find_start(shard_at(h, address), address, out);
+}
+
+static int end(const struct hold *h, int err)
+{
+	if (EM_UNLIKELY(err < 0))
+		em_block_refuse(h->one ? h->one : h->d->shards[0], err);
+	release(h);
+	return err;
+}
+
+/* ---- taking back ---- */
+
+struct kept_error {
+	int code;
+	size_t index;
+	char text[480];
+};
+
+static void keep_error(struct kept_error *kept)
+{
+	*kept = (struct kept_error){.code = execmem_error_code(), .index = execmem_error_index()};
+	strncpy(kept->text, execmem_error_text(), sizeof kept->text - 1);
+}
+
+static int tell_kept(const struct kept_error *kept)
+{
+	em_error_set(kept->code, "%s", kept->text);
+	return at_index(kept->code, kept->index);
+}
+
+/* Frees blocks that this batch took; those from `written` on hold no bytes yet. When the memory of one cannot be made blank again it
+ * stays taken, out of everybody's hands, until its domain closes: a free chunk must hold traps. */
+static void take_back(struct hold *h, const uint64_t *addresses, size_t count, size_t written)
+{
+	struct kept_error kept;
+
+	keep_error(&kept);
+	if (hold_all_of(h, count, addresses) < 0) { /* closed meanwhile, and the blocks went with it */
+		h->d = NULL;
+		return;
+	}
+	while (count-- > 0) {
+		struct em_place at;
+
+		if (find_start(h, addresses[count], &at) < 0)
+			continue;
+		if (count >= written)
+			at.block->state = EXECMEM_BLOCK_RESERVED;
+		if (em_block_free(shard_at(h, addresses[count]), &at) < 0)
+			at.block->state |= EXECMEM_BLOCK_DYING;
+	}
+	tell_kept(&kept);
+}
+
+/* ---- alloc and place ---- */
+
+int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uint64_t *sizes, size_t align, const char *names,
+                       uint64_t *out)
+{
+	struct em_request r = {.kind = kind, .align = align};
+	struct hold h;
+	int err = count > 0 && (!sizes || !out) ? em_error_null(sizes ? "out" : "sizes") : enter(&h, domain, 0, NULL);
+
+	for (size_t i = 0; err == 0 && i < count; i++) {
+		struct em_place at;
+
+		r.size = sizes[i];
+		r.name = names;
+		err = em_block_check(&r);
+		if (EM_LIKELY(err == 0))
+			err = em_block_alloc(h.one, &r, &at);
+		if (EM_UNLIKELY(err < 0)) {
+			at_index(err, i);
+			take_back(&h, out, i, i);
+			return h.d ? end(&h, err) : err;
+		}
+		out[i] = at.address;
+		if (names)
+			names += strlen(names) + 1;
+	}
+	return err < 0 ? err : end(&h, 0);
+}
+
+/* Writes of one batch, gathered while blocks lie side by side, where each write costs a system call. */
+struct stage {
+	struct em_shard *s;
+	struct em_place at; /* of the first block: which pack the bytes are for */
+	size_t used;
+	size_t first; /* batch element that the bytes start with */
+	uint64_t fills, fill_bytes; /* not counted yet: they are once they are written */
+	uint8_t bytes[STAGE];
+};
+
+static int flush_stage(struct stage *st)
+{
+	int err;
+
+	if (!st->used)
+		return 0;
+	err = em_block_write_slow(st->s, &st->at, st->at.address, st->bytes, st->used);
+	st->used = 0;
+	if (err < 0)
+		return at_index(err, st->first);
+	st->s->books->fills += st->fills;
+	st->s->books->fill_bytes += st->fill_bytes;
+	st->fills = st->fill_bytes = 0;
+	return 0;
+}
+
+static int stage_block(struct stage *st, const struct em_place *at, size_t index, const uint8_t *src, uint64_t size)
+{
+	uint64_t bytes = (uint64_t)at->chunks << EM_CHUNK_SHIFT;
+	int err = 0;
+
+	if (st->used && (bytes > STAGE - st->used || at->address != st->at.address + st->used || at->pack != st->at.pack))
+		err = flush_stage(st);
+	if (err < 0)
+		return err;
+	if (bytes > STAGE) {
+		err = em_block_write(st->s, at, at->address, src, size);
+		return err < 0 ? at_index(err, index) : 0;
+	}
+	if (!st->used) {
+		st->at = *at;
+		st->first = index;
+	}
+	if (at->block->kind == EXECMEM_TEXT) /* the rest of the last chunk stays blank */
+		st->s->domain->arch->fill_traps(st->bytes + st->used + bytes - EXECMEM_CHUNK, EXECMEM_CHUNK);
+	else
+		memset(st->bytes + st->used + bytes - EXECMEM_CHUNK, 0, EXECMEM_CHUNK);
+	memcpy(st->bytes + st->used, src, size);
+	st->used += bytes;
+	at->block->state = EXECMEM_BLOCK_FILLED;
+	st->fills++;
+	st->fill_bytes += size;
+	return 0;
+}
+
+/* Places the elements in order. *placed: those that have a block; *written: those before the first whose bytes may be missing. */
+static int place_all(struct stage *st, struct em_request *r, size_t count, const uint8_t *src, const uint64_t *offsets,
+                     uint64_t *out, size_t *placed, size_t *written)
+{
+	bool direct = st->s->domain->plain || r->kind == EXECMEM_DATA;
+	const char *names = r->name;
+	int err = 0;
+
+	for (*placed = 0; *placed < count; ++*placed) {
+		size_t i = *placed;
+		struct em_place at;
+
+		*written = direct ? i : st->used ? st->first : i;
+		r->size = offsets[i + 1] - offsets[i];
+		r->name = names;
+		err = em_block_check(r);
+		if (EM_LIKELY(err == 0))
+			err = em_block_alloc(st->s, r, &at);
+		if (EM_UNLIKELY(err < 0))
+			return at_index(err, i);
+		out[i] = at.address;
+		err = direct ? em_block_write(st->s, &at, at.address, src + offsets[i], r->size)
+		             : stage_block(st, &at, i, src + offsets[i], r->size);
+		if (EM_UNLIKELY(err < 0)) {
+			++*placed;
+			if (direct)
+				return at_index(err, i);
+			*written = execmem_error_index();
+			return err;
+		}
+		if (names)
+			names += strlen(names) + 1;
+	}
+	*written = st->used ? st->first : count;
+	return flush_stage(st);
+}
+
+int execmem_place_many(execmem_domain *domain, int kind, size_t count, const void *src, const uint64_t *offsets, size_t align,
+                       const char *names, uint64_t *out)
+{
+	struct em_request r = {.kind = kind, .align = align, .name = names};
+	size_t placed = 0, written = 0;
+	struct stage stage;
+	struct hold h;
+	int err = check_offsets(count, src, offsets, out);
+
+	if (err == 0)
+		err = enter(&h, domain, 0, NULL);
+	if (err < 0)
+		return err;
+	stage.s = h.one;
+	stage.used = 0;
+	stage.fills = stage.fill_bytes = 0;
+	err = place_all(&stage, &r, count, src, offsets, out, &placed, &written);
+	if (EM_UNLIKELY(err < 0)) {
+		take_back(&h, out, placed, written);
+		if (!h.d)
+			return err;
+	}
+	return end(&h, err);
+}
+
+/* ---- fill ---- */
+
+static int check_fill(const struct hold *h, uint64_t dst, uint64_t size, struct em_place *at)
+{
+	int err;
+
+	if (EM_UNLIKELY(pack_at(h->d, dst) >= h->d->map.packs))
+		return find_start(h, dst, at);
+	err = em_block_is_start(shard_at(h, dst), dst, at) ? 0 : em_block_find(shard_at(h, dst), dst, at);
+	if (err == 0 && (dst > at->address + at->size || size > at->address + at->size - dst))
+		err = em_error_set(EXECMEM_EBOUNDS, "writing %llu bytes at %#llx would leave its block of %llu bytes at %#llx.",
+		                   (unsigned long long)size, (unsigned long long)dst, (unsigned long long)at->size,
+		                   (unsigned long long)at->address);
+	return err;
+}
+
+int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst, const void *src, const uint64_t *offsets)
+{
+	struct em_place at;
+	struct hold h;
+	int err = check_offsets(count, src, offsets, dst);
+
+	if (err == 0)
+		err = enter(&h, domain, count, dst);
+	if (err < 0)
+		return err;
+	for (size_t i = 0; i < count && err == 0; i++) {
+		err = check_fill(&h, dst[i], offsets[i + 1] - offsets[i], &at);
+		if (err < 0)
+			em_error_at(i);
+	}
+	for (size_t i = 0; i < count && err == 0; i++) {
+		uint64_t size = offsets[i + 1] - offsets[i];
+
+		if (size == 0)
+			continue;
+		err = check_fill(&h, dst[i], size, &at);
+		if (err == 0)
+			err = em_block_write(shard_at(&h, dst[i]), &at, dst[i], (const uint8_t *)src + offsets[i], size);
+		if (err < 0)
+			em_error_at(i);
+	}
+	return end(&h, err);
+}
+
+/* ---- free ---- */
+
+/* Marks the blocks; at the first that is no live block, or is named twice, refuses. */
+static int mark_dying(const struct hold *h, size_t count, const uint64_t *addresses, size_t *marked)
+{
+	for (*marked = 0; *marked < count; (*marked)++) {
+		struct em_place at;
+		int err = find_start(h, addresses[*marked], &at);
+
+		if (err == 0 && at.block->state & EXECMEM_BLOCK_DYING)
+			err = em_error_set(EXECMEM_EFREED, "the block at %#llx is named twice in this batch.",
+			                   (unsigned long long)addresses[*marked]);
+		if (err < 0)
+			return at_index(err, *marked);
+		at.block->state |= EXECMEM_BLOCK_DYING;
+	}
+	return 0;
+}
+
+static void unmark_dying(const struct hold *h, size_t from, size_t to, const uint64_t *addresses)
+{
+	for (size_t i = from; i < to; i++) {
+		struct em_place at;
+
+		if (find_start(h, addresses[i], &at) == 0)
+			at.block->state &= (uint8_t)~EXECMEM_BLOCK_DYING;
+	}
+}
+
+int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addresses)
+{
+	size_t marked = 0, done = 0;
+	struct kept_error kept;
+	struct hold h;
+	int err = count > 0 && !addresses ? em_error_null("addresses") : enter(&h, domain, count, addresses);
+
+	if (err < 0)
+		return err;
+	err = mark_dying(&h, count, addresses, &marked);
+	for (; err == 0 && done < count; done++) {
+		struct em_place at;
+
+		err = find_start(&h, addresses[done], &at);
+		em_always(err == 0); /* it was marked under this lock */
+		at.block->state &= (uint8_t)~EXECMEM_BLOCK_DYING;
+		err = em_block_free(shard_at(&h, addresses[done]), &at);
+		if (err < 0) {
+			em_error_at(done);
+			break;
+		}
+	}
+	if (err < 0) {
+		keep_error(&kept);
+		unmark_dying(&h, done, marked, addresses);
+		tell_kept(&kept);
+	}
+	return end(&h, err);
+}

@@ -1,0 +1,163 @@
+/* block: what is rare in alloc, fill and free, and so is not inline in block.h. */
+#include "block.h"
+#include "error.h"
+
+#include <string.h>
+
+/* ---- what can never be right ---- */
+
+static int explain_request(const struct em_request *r)
+{
+	if (r->kind < 0 || r->kind >= EXECMEM_KINDS)
+		return em_error_set(EXECMEM_EINVAL, "%d is no kind; use text, rodata or data.", r->kind);
+	if (r->size == 0)
+		return em_error_set(EXECMEM_EINVAL, "a block needs at least 1 byte; 0 were asked for.");
+	if (r->size > EM_BLOCK_MAX)
+		return em_error_set(EXECMEM_EINVAL, "a block has at most %llu bytes; %llu were asked for.",
+		                    (unsigned long long)EM_BLOCK_MAX, (unsigned long long)r->size);
+	return em_error_set(EXECMEM_EINVAL, "an alignment is a power of two from 1 to %d; %llu was asked for.", EXECMEM_ALIGN_MAX,
+	                    (unsigned long long)r->align);
+}
+
+int em_block_refuse_request(const struct em_request *r)
+{
+	if (em_block_is_possible(r))
+		return em_error_set(EXECMEM_EINVAL, "a block's name has at most %d bytes, this one has %llu.", EXECMEM_NAME_MAX,
+		                    (unsigned long long)strlen(r->name));
+	return explain_request(r);
+}
+
+int em_block_refuse(struct em_shard *s, int err)
+{
+	s->books->refusals++;
+	return err;
+}
+
+/* ---- finding ---- */
+
+static int no_block(uint64_t address)
+{
+	return em_error_set(EXECMEM_EFREED, "no live block at %#llx: it was freed already, or no block was ever given out there.",
+	                    (unsigned long long)address);
+}
+
+static void fill_place(const execmem_domain *d, uint32_t pack, uint32_t first, struct em_place *out)
+{
+	*out = (struct em_place){
+		.pack = pack,
+		.first = first,
+		.span = d->ledger.packs[pack].state == EXECMEM_PACK_SPAN,
+		.block = em_ledger_block(&d->ledger, pack, first),
+		.address = em_domain_address(d, pack, first),
+	};
+	out->chunks = out->span ? d->ledger.packs[pack].usable_chunks : em_pack_length(em_ledger_pack(&d->ledger, pack), first);
+	out->size = ((uint64_t)out->chunks << EM_CHUNK_SHIFT) - out->block->unused;
+}
+
+int em_block_find(const struct em_shard *s, uint64_t address, struct em_place *out)
+{
+	const execmem_domain *d = s->domain;
+	uint64_t offset = address - (uintptr_t)d->map.window;
+	uint32_t pack = (uint32_t)(offset >> EM_PACK_SHIFT), chunk = offset >> EM_CHUNK_SHIFT & (EXECMEM_PACK_CHUNKS - 1);
+	const execmem_pack *p = &d->ledger.packs[pack];
+
+	if (p->state == EXECMEM_PACK_ABSENT)
+		return no_block(address);
+	if (p->state == EXECMEM_PACK_SPAN || p->state == EXECMEM_PACK_SPAN_TAIL) {
+		if (p->state == EXECMEM_PACK_SPAN_TAIL)
+			pack -= p->span_packs;
+		chunk = 0;
+	} else {
+		chunk = em_pack_block_at(em_ledger_pack(&d->ledger, pack), chunk);
+	}
+	if (chunk == EM_PACK_NONE)
+		return no_block(address);
+	fill_place(d, pack, chunk, out);
+	if (out->block->state == EXECMEM_BLOCK_PARKED || address - out->address >= (uint64_t)out->chunks << EM_CHUNK_SHIFT)
+		return no_block(address);
+	return 0;
+}
+
+int em_block_find_start(const struct em_shard *s, uint64_t address, struct em_place *out)
+{
+	int err = em_block_find(s, address, out);
+
+	if (err == 0 && out->address != address)
+		return em_error_set(EXECMEM_EINTERIOR, "address %#llx lies %llu bytes inside the block at %#llx; pass the block's start.",
+		                    (unsigned long long)address, (unsigned long long)(address - out->address),
+		                    (unsigned long long)out->address);
+	return err;
+}
+
+/* ---- memory and a record, when nothing is parked ---- */
+
+int em_block_take(struct em_shard *s, const struct em_request *r, struct em_place *out)
+{
+	execmem_domain *d = s->domain;
+	uint32_t align = r->align > EXECMEM_CHUNK ? (uint32_t)r->align / EXECMEM_CHUNK : 1;
+	int err;
+
+	out->first = 0;
+	out->span = r->size > EXECMEM_PACK_SIZE;
+	if (out->span)
+		err = em_supply_take_span(s, r->kind, (uint64_t)out->chunks << EM_CHUNK_SHIFT, &out->pack);
+	else
+		err = em_supply_take(s, r->kind, out->chunks, align, &out->pack, &out->first);
+	if (EM_UNLIKELY(err < 0))
+		return err;
+	out->block = em_ledger_add_block(&d->ledger, out->pack, out->first);
+	if (EM_LIKELY(out->block != NULL))
+		return 0;
+	if (out->span)
+		em_supply_give_span(s, out->pack);
+	else
+		em_supply_give(s, out->pack, out->first);
+	return execmem_error_code();
+}
+
+void em_block_give(struct em_shard *s, const struct em_place *at)
+{
+	em_ledger_drop_block(&s->domain->ledger, at->pack, at->first);
+	if (at->span)
+		em_supply_give_span(s, at->pack);
+	else
+		em_supply_give(s, at->pack, at->first);
+}
+
+/* ---- names ---- */
+
+int em_block_add_name(struct em_shard *s, const char *text, uint32_t *out)
+{
+	execmem_domain *d = s->domain;
+	int err;
+
+	em_sys_lock(&d->names);
+	err = em_ledger_add_name(&d->ledger, text, out);
+	em_sys_unlock(&d->names);
+	return err;
+}
+
+void em_block_drop_name(struct em_shard *s, uint32_t name)
+{
+	execmem_domain *d = s->domain;
+
+	em_sys_lock(&d->names);
+	em_ledger_drop_name(&d->ledger, name);
+	em_sys_unlock(&d->names);
+}
+
+/* ---- writing, when it is not a plain copy ---- */
+
+int em_block_write_slow(struct em_shard *s, const struct em_place *at, uint64_t address, const void *src, uint64_t len)
+{
+	struct em_poke where = em_domain_where(s->domain, at->pack);
+
+	return em_poke_copy(&where, address - (uintptr_t)s->domain->map.window, src, len);
+}
+
+int em_block_blank_slow(struct em_shard *s, const struct em_place *at)
+{
+	struct em_poke where = em_domain_where(s->domain, at->pack);
+
+	return em_poke_blank(&where, at->address - (uintptr_t)s->domain->map.window, em_round_up(at->size, 16));
+}

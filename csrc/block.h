@@ -1,0 +1,257 @@
+/* block: what alloc, fill and free do at nearly every call, inline, with the shard's lock held; the rest is block.c. Single calls
+ * (execmem.c) and batches (batch.c) are made of these.
+ *
+ * To free a block takes three looks at its books, each perhaps a wait for memory: the group's bits, where the group's records are, the
+ * record. The first tells how long the block is, so its memory is blanked while the others come.
+ */
+#ifndef EM_BLOCK_H
+#define EM_BLOCK_H
+
+#include "domain.h"
+#include "supply.h"
+
+#include <string.h>
+
+enum {
+	/* Used bytes above which a block that is freed is taken to be in no cache; few in a debug build, so that tests get there. */
+	EM_BLOCK_COLD = EM_DEBUG ? 1 << 20 : 32 << 20,
+};
+#define EM_BLOCK_MAX                                                                                                               \
+	((uint64_t)UINT32_MAX - EM_PAGE) /* bytes: chunks of a span are counted in 32 bits, and more than this is a mistake */
+
+struct em_request {
+	int kind;
+	uint64_t size;
+	uint64_t align;
+	const char *name;
+};
+
+struct em_place { /* where a block is; valid until another block of its pack comes or goes */
+	uint32_t pack, first, chunks;
+	bool span;
+	execmem_block *block;
+	uint64_t address, size;
+};
+
+int em_block_refuse_request(const struct em_request *request) __attribute__((cold)); /* why it can never be */
+int em_block_refuse(struct em_shard *shard, int err) __attribute__((cold));          /* counts it; gives `err` back */
+/* The live block that covers an address of the shard's packs, or that starts there. */
+int em_block_find(const struct em_shard *shard, uint64_t address, struct em_place *out);
+int em_block_find_start(const struct em_shard *shard, uint64_t address, struct em_place *out);
+
+int em_block_take(struct em_shard *shard, const struct em_request *request, struct em_place *out);
+void em_block_give(struct em_shard *shard, const struct em_place *at);
+int em_block_add_name(struct em_shard *shard, const char *text, uint32_t *out);
+void em_block_drop_name(struct em_shard *shard, uint32_t name);
+int em_block_write_slow(struct em_shard *shard, const struct em_place *at, uint64_t address, const void *src, uint64_t len);
+int em_block_blank_slow(struct em_shard *shard, const struct em_place *at);
+
+/* ---- what can never be right ---- */
+
+EM_HOT bool em_block_is_possible(const struct em_request *r)
+{
+	return (unsigned)r->kind < EXECMEM_KINDS && r->size - 1 < EM_BLOCK_MAX && r->align - 1 < EXECMEM_ALIGN_MAX &&
+	       (r->align & (r->align - 1)) == 0;
+}
+
+EM_HOT int em_block_check(const struct em_request *r)
+{
+	if (EM_LIKELY(em_block_is_possible(r) && (!r->name || strlen(r->name) <= EXECMEM_NAME_MAX)))
+		return 0;
+	return em_block_refuse_request(r);
+}
+
+EM_HOT uint64_t em_block_rounded(uint64_t size)
+{
+	return em_round_up(size, size > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK);
+}
+
+/* ---- finding ---- */
+
+/* Whether a block of a pack starts exactly there, live or parked. Reads only the group's bits: not the record, nor `size`. */
+EM_HOT bool em_block_starts(const struct em_shard *s, uint64_t address, struct em_place *out)
+{
+	const struct em_ledger *l = &s->domain->ledger;
+	uint64_t offset = address - (uintptr_t)s->domain->map.window;
+	uint32_t pack = (uint32_t)(offset >> EM_PACK_SHIFT), first = offset >> EM_CHUNK_SHIFT & (EXECMEM_PACK_CHUNKS - 1);
+	struct em_pack p = em_ledger_pack(l, pack);
+
+	if (EM_UNLIKELY(offset % EXECMEM_CHUNK || !(em_pack_is_head(p, first) && em_pack_is_used(p, first))))
+		return false;
+	out->pack = pack;
+	out->first = first;
+	out->span = false;
+	out->address = address;
+	out->block = em_ledger_block(l, pack, first);
+	out->chunks = em_pack_length(p, first);
+	return true;
+}
+
+/* Reads the record of what em_block_starts found; false: it is parked, so no block to any caller. */
+EM_HOT bool em_block_read(struct em_place *at)
+{
+	at->size = ((uint64_t)at->chunks << EM_CHUNK_SHIFT) - at->block->unused;
+	return EM_LIKELY(at->block->state != EXECMEM_BLOCK_PARKED);
+}
+
+/* The common case of em_block_find_start: a block within a pack that starts exactly there. */
+EM_HOT bool em_block_is_start(const struct em_shard *s, uint64_t address, struct em_place *out)
+{
+	return em_block_starts(s, address, out) && em_block_read(out);
+}
+
+/* ---- writing ---- */
+
+/* Where a block can be written by plain stores that need no word to any CPU; NULL: it cannot. */
+EM_HOT uint8_t *em_block_memory(const struct em_shard *s, uint64_t address)
+{
+	const execmem_domain *d = s->domain;
+
+	return EM_LIKELY(d->plain) ? d->map.alias + (address - (uintptr_t)d->map.window) : NULL;
+}
+
+EM_HOT int em_block_write(struct em_shard *s, const struct em_place *at, uint64_t address, const void *src, uint64_t len)
+{
+	const struct em_map *map = &s->domain->map;
+	uint8_t *to = em_block_memory(s, address);
+	bool aside = (uintptr_t)src - (uintptr_t)map->window < (uint64_t)map->packs << EM_PACK_SHIFT; /* it may overlap */
+
+	if (EM_LIKELY(to && !aside)) {
+		memcpy(to, src, len);
+	} else {
+		int err = em_block_write_slow(s, at, address, src, len);
+
+		if (EM_UNLIKELY(err < 0))
+			return err;
+	}
+	at->block->state = EXECMEM_BLOCK_FILLED;
+	s->books->fills++;
+	s->books->fill_bytes += len;
+	return 0;
+}
+
+/* Makes a block blank where plain stores do it. True: past the caches, in which its lines are not. */
+EM_HOT bool em_block_blank_plain(struct em_shard *s, const struct em_place *at)
+{
+	const execmem_domain *d = s->domain;
+	uint64_t len = (uint64_t)at->chunks << EM_CHUNK_SHIFT;
+	uint8_t *to = em_block_memory(s, at->address);
+	int kind = d->ledger.packs[at->pack].kind;
+
+	if (s->books->used_bytes > EM_BLOCK_COLD && d->arch->fill_traps_past && kind == EXECMEM_TEXT) {
+		d->arch->fill_traps_past(to, len);
+		s->undrained = true;
+		return true;
+	}
+	memset(to, d->blank[kind], len);
+	return false;
+}
+
+/* ---- alloc and free ---- */
+
+/* Asks for the lines of the block that will go next, so that they are in the cache when its turn comes. */
+EM_HOT void em_block_expect(const struct em_shard *s, int kind, uint32_t chunks)
+{
+	const uint8_t *alias = s->domain->map.alias;
+	uint64_t next;
+
+	if (!alias || s->books->used_bytes <= EM_BLOCK_COLD || !em_park_top(&s->park[kind], chunks, &next))
+		return;
+	for (uint32_t i = 0; i < chunks; i++)
+		__builtin_prefetch(alias + ((next + i) << EM_CHUNK_SHIFT), 1);
+}
+
+/* The request is possible. */
+EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct em_place *out)
+{
+	execmem_domain *d = s->domain;
+	uint64_t bytes = em_block_rounded(r->size);
+	uint32_t name = 0, ms;
+	int err = em_domain_charge(s, bytes);
+
+	if (EM_UNLIKELY(err < 0))
+		return err;
+	if (EM_UNLIKELY(r->name && *r->name) && (err = em_block_add_name(s, r->name, &name)) < 0)
+		goto undo_charge;
+	out->chunks = (uint32_t)(bytes >> EM_CHUNK_SHIFT);
+	if (EM_LIKELY(r->align <= EXECMEM_CHUNK && em_supply_unpark(s, r->kind, out->chunks, &out->pack, &out->first))) {
+		out->span = false;
+		out->block = em_ledger_block(&d->ledger, out->pack, out->first);
+		em_block_expect(s, r->kind, out->chunks);
+	} else if ((err = em_block_take(s, r, out)) < 0) {
+		goto undo_name;
+	}
+	out->address = em_domain_address(d, out->pack, out->first);
+	out->size = r->size;
+	ms = em_domain_ms(d);
+	*out->block = (execmem_block){
+		.name = name,
+		.born_ms = ms,
+		.unused = (uint16_t)(bytes - r->size),
+		.state = EXECMEM_BLOCK_RESERVED,
+		.kind = (uint8_t)r->kind,
+	};
+	s->books->live_bytes += r->size;
+	s->books->allocs++;
+	em_ledger_event(s->ring, s->books, EXECMEM_EVENT_ALLOC, out->address, (uint32_t)r->size, ms);
+	return 0;
+undo_name:
+	if (name)
+		em_block_drop_name(s, name);
+undo_charge:
+	em_domain_uncharge(s, bytes);
+	return err;
+}
+
+/* Forgets a block whose memory is blank. */
+EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool cold)
+{
+	execmem_domain *d = s->domain;
+
+	s->books->live_bytes -= at->size;
+	s->books->frees++;
+	em_ledger_event(s->ring, s->books, EXECMEM_EVENT_FREE, at->address, (uint32_t)at->size, em_domain_ms(d));
+	if (EM_UNLIKELY(at->block->name))
+		em_block_drop_name(s, at->block->name);
+	at->block->name = 0;
+	at->block->state = EXECMEM_BLOCK_PARKED;
+	em_domain_uncharge(s, (uint64_t)at->chunks << EM_CHUNK_SHIFT);
+	if (EM_UNLIKELY(at->span) || !em_supply_park(s, em_ledger_pack(&d->ledger, at->pack), at->pack, at->first, at->chunks, cold))
+		em_block_give(s, at);
+}
+
+EM_HOT int em_block_free(struct em_shard *s, const struct em_place *at)
+{
+	bool cold = false;
+	int err;
+
+	if (EM_LIKELY(at->block->state != EXECMEM_BLOCK_RESERVED)) { /* what was never filled is blank still */
+		if (EM_LIKELY(s->domain->plain))
+			cold = em_block_blank_plain(s, at);
+		else if ((err = em_block_blank_slow(s, at)) < 0)
+			return err;
+	}
+	em_block_drop(s, at, cold);
+	return 0;
+}
+
+/* Frees the block that starts at an address. */
+EM_HOT int em_block_free_at(struct em_shard *s, uint64_t address)
+{
+	struct em_place at;
+	int err;
+
+	if (EM_LIKELY(s->domain->plain && em_block_starts(s, address, &at))) {
+		/* Blanked while the record comes: had it been parked or never filled it would be blank already. */
+		bool cold = em_block_blank_plain(s, &at);
+
+		if (EM_LIKELY(em_block_read(&at))) {
+			em_block_drop(s, &at, cold);
+			return 0;
+		}
+	}
+	err = em_block_is_start(s, address, &at) ? 0 : em_block_find_start(s, address, &at);
+	return EM_LIKELY(err == 0) ? em_block_free(s, &at) : err;
+}
+
+#endif
