@@ -39,8 +39,7 @@ enum {
 	DRAIN_SHIFT = 4,
 	PARK_LENGTHS = 64,
 	PARK_DEPTH = 32,
-	PARK_LEAST = 256, /* chunks that may be parked, and a share of those used */
-	PARK_SHIFT = 8,
+	PARK_CHUNKS = 128, /* of one length, or two blocks */
 };
 
 struct design {
@@ -337,13 +336,12 @@ static struct {
 	execmem_pack *records;
 	struct em_pack_maps *maps;
 	struct em_index *index;
-	uint64_t draining[PACKS_MAX / 64]; /* packs that the index is not told about */
+	uint64_t draining[PACKS_MAX / 64]; /* packs that the index is not told about; empty ones count as returned */
 	uint64_t used;                     /* chunks */
 	uint64_t open;                     /* free chunks of packs that are not draining */
 	enum { PARK_NONE, PARK_ALONE, PARK_ALL } parks;
 	uint32_t parked[PARK_LENGTHS][PARK_DEPTH];
 	uint8_t parked_count[PARK_LENGTHS];
-	uint32_t parked_chunks;
 } bins;
 
 static void bins_open(void)
@@ -384,6 +382,13 @@ static bool is_draining(uint32_t pack)
 	return bins.draining[pack / 64] >> pack % 64 & 1;
 }
 
+static void drain(uint32_t pack)
+{
+	em_index_update(bins.index, pack, em_pack_classes(bins_pack(pack)), (struct em_classes){0});
+	bins.draining[pack / 64] |= 1ull << pack % 64;
+	bins.open -= CHUNKS - bins.records[pack].used_chunks;
+}
+
 static void bins_give(uint32_t first, uint32_t chunks)
 {
 	uint32_t pack = first / CHUNKS;
@@ -396,6 +401,8 @@ static void bins_give(uint32_t first, uint32_t chunks)
 		return;
 	bins.open += chunks;
 	em_index_update(bins.index, pack, before, em_pack_classes(p));
+	if (p.record->used_chunks == 0)
+		drain(pack);
 }
 
 /* Gives the parked blocks of one pack, or (NONE) of all; false when there were none. */
@@ -409,7 +416,6 @@ static bool unpark(uint32_t pack)
 			if (pack != NONE && first / CHUNKS != pack)
 				continue;
 			bins.parked[length - 1][i] = bins.parked[length - 1][--bins.parked_count[length - 1]];
-			bins.parked_chunks -= length;
 			bins_give(first, length);
 			any = true;
 		}
@@ -418,14 +424,12 @@ static bool unpark(uint32_t pack)
 
 static bool park(uint32_t first, uint32_t chunks)
 {
-	uint32_t pack = first / CHUNKS;
+	uint32_t pack = first / CHUNKS, depth = chunks > PARK_CHUNKS / 2 ? 2 : PARK_CHUNKS / chunks;
 
-	if (chunks > PARK_LENGTHS || bins.parked_count[chunks - 1] == PARK_DEPTH || is_draining(pack) ||
-	    bins.parked_chunks + chunks > PARK_LEAST + (bins.used >> PARK_SHIFT) ||
+	if (chunks > PARK_LENGTHS || bins.parked_count[chunks - 1] >= (depth < PARK_DEPTH ? depth : PARK_DEPTH) || is_draining(pack) ||
 	    (bins.parks == PARK_ALONE && !em_pack_is_alone(bins_pack(pack), first % CHUNKS, chunks)))
 		return false;
 	bins.parked[chunks - 1][bins.parked_count[chunks - 1]++] = first;
-	bins.parked_chunks += chunks;
 	return true;
 }
 
@@ -440,10 +444,8 @@ static void drain_one(void)
 			least = pack;
 	if (least == NONE)
 		return;
-	em_index_update(bins.index, least, em_pack_classes(bins_pack(least)), (struct em_classes){0});
-	bins.draining[least / 64] |= 1ull << least % 64;
+	drain(least);
 	unpark(least);
-	bins.open -= CHUNKS - bins.records[least].used_chunks;
 }
 
 /* The fullest draining pack that surely holds the block is filled again; false: there is none. */
@@ -496,10 +498,8 @@ static uint32_t bins_alloc(uint32_t chunks)
 	unsigned safe = em_pack_class_for(chunks), cls;
 	uint32_t pack, first;
 
-	if (chunks <= PARK_LENGTHS && bins.parked_count[chunks - 1] > 0) {
-		bins.parked_chunks -= chunks;
+	if (chunks <= PARK_LENGTHS && bins.parked_count[chunks - 1] > 0)
 		return bins.parked[chunks - 1][--bins.parked_count[chunks - 1]];
-	}
 	first = bins_take_unsure(chunks, safe, FIT_PACKS, FIT_REGIONS);
 	if (first != NONE)
 		return first;

@@ -12,10 +12,6 @@
 
 #include <string.h>
 
-enum {
-	/* Used bytes above which a block that is freed is taken to be in no cache; few in a debug build, so that tests get there. */
-	EM_BLOCK_COLD = EM_DEBUG ? 1 << 20 : 32 << 20,
-};
 #define EM_BLOCK_MAX                                                                                                               \
 	((uint64_t)UINT32_MAX - EM_PAGE) /* bytes: chunks of a span are counted in 32 bits, and more than this is a mistake */
 
@@ -138,7 +134,7 @@ EM_HOT bool em_block_blank_plain(struct em_shard *s, const struct em_place *at)
 	uint8_t *to = em_block_memory(s, at->address);
 	int kind = d->ledger.packs[at->pack].kind;
 
-	if (s->books->used_bytes > EM_BLOCK_COLD && d->arch->fill_traps_past && kind == EXECMEM_TEXT) {
+	if (em_domain_much_is_live(s) && d->arch->fill_traps_past && kind == EXECMEM_TEXT) {
 		d->arch->fill_traps_past(to, len);
 		s->undrained = true;
 		return true;
@@ -149,22 +145,27 @@ EM_HOT bool em_block_blank_plain(struct em_shard *s, const struct em_place *at)
 
 /* ---- alloc and free ---- */
 
-/* Asks for the lines of the block that will go next, so that they are in the cache when its turn comes. */
+/* Asks for the lines of the block that will go next, and of its books, so that they are in the cache when its turn comes. */
 EM_HOT void em_block_expect(const struct em_shard *s, int kind, uint32_t chunks)
 {
-	const uint8_t *alias = s->domain->map.alias;
+	const execmem_domain *d = s->domain;
+	const struct em_ledger_maps *maps;
 	uint64_t next;
 
-	if (!alias || s->books->used_bytes <= EM_BLOCK_COLD || !em_park_top(&s->park[kind], chunks, &next))
+	if (EM_LIKELY(!em_domain_much_is_live(s)) || !d->map.alias || !em_park_top(&s->park[kind], chunks, &next))
 		return;
+	maps = em_ledger_maps_of(&d->ledger, (uint32_t)(next / EXECMEM_PACK_CHUNKS));
+	__builtin_prefetch(&maps->bits.group[next % EXECMEM_PACK_CHUNKS / 64]);
+	__builtin_prefetch(&maps->extent[next % EXECMEM_PACK_CHUNKS / 64]);
 	for (uint32_t i = 0; i < chunks; i++)
-		__builtin_prefetch(alias + ((next + i) << EM_CHUNK_SHIFT), 1);
+		__builtin_prefetch(d->map.alias + ((next + i) << EM_CHUNK_SHIFT), 1);
 }
 
 /* The request is possible. */
 EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct em_place *out)
 {
-	execmem_domain *d = s->domain;
+	const execmem_domain *d = s->domain;
+	execmem_shard *books = s->books;
 	uint64_t bytes = em_block_rounded(r->size);
 	uint32_t name = 0, ms;
 	int err = em_domain_charge(s, bytes);
@@ -184,16 +185,14 @@ EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct
 	out->address = em_domain_address(d, out->pack, out->first);
 	out->size = r->size;
 	ms = em_domain_ms(d);
-	*out->block = (execmem_block){
-		.name = name,
-		.born_ms = ms,
-		.unused = (uint16_t)(bytes - r->size),
-		.state = EXECMEM_BLOCK_RESERVED,
-		.kind = (uint8_t)r->kind,
-	};
-	s->books->live_bytes += r->size;
-	s->books->allocs++;
-	em_ledger_event(s->ring, s->books, EXECMEM_EVENT_ALLOC, out->address, (uint32_t)r->size, ms);
+	out->block->name = name;
+	out->block->born_ms = ms;
+	out->block->unused = (uint16_t)(bytes - r->size);
+	out->block->state = EXECMEM_BLOCK_RESERVED;
+	out->block->kind = (uint8_t)r->kind;
+	books->live_bytes += r->size;
+	books->allocs++;
+	em_ledger_event(s->ring, books, EXECMEM_EVENT_ALLOC, out->address, (uint32_t)r->size, ms);
 	return 0;
 undo_name:
 	if (name)
@@ -204,16 +203,18 @@ undo_charge:
 }
 
 /* Forgets a block whose memory is blank. */
-EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool cold)
+EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool cold, uint32_t ms)
 {
-	execmem_domain *d = s->domain;
+	const execmem_domain *d = s->domain;
+	execmem_shard *books = s->books;
 
-	s->books->live_bytes -= at->size;
-	s->books->frees++;
-	em_ledger_event(s->ring, s->books, EXECMEM_EVENT_FREE, at->address, (uint32_t)at->size, em_domain_ms(d));
-	if (EM_UNLIKELY(at->block->name))
+	books->live_bytes -= at->size;
+	books->frees++;
+	em_ledger_event(s->ring, books, EXECMEM_EVENT_FREE, at->address, (uint32_t)at->size, ms);
+	if (EM_UNLIKELY(at->block->name)) {
 		em_block_drop_name(s, at->block->name);
-	at->block->name = 0;
+		at->block->name = 0;
+	}
 	at->block->state = EXECMEM_BLOCK_PARKED;
 	em_domain_uncharge(s, (uint64_t)at->chunks << EM_CHUNK_SHIFT);
 	if (EM_UNLIKELY(at->span) || !em_supply_park(s, em_ledger_pack(&d->ledger, at->pack), at->pack, at->first, at->chunks, cold))
@@ -231,7 +232,7 @@ EM_HOT int em_block_free(struct em_shard *s, const struct em_place *at)
 		else if ((err = em_block_blank_slow(s, at)) < 0)
 			return err;
 	}
-	em_block_drop(s, at, cold);
+	em_block_drop(s, at, cold, em_domain_ms(s->domain));
 	return 0;
 }
 
@@ -243,10 +244,11 @@ EM_HOT int em_block_free_at(struct em_shard *s, uint64_t address)
 
 	if (EM_LIKELY(s->domain->plain && em_block_starts(s, address, &at))) {
 		/* Blanked while the record comes: had it been parked or never filled it would be blank already. */
-		bool cold = em_block_blank_plain(s, &at);
+		bool cold = (__builtin_prefetch(at.block, 1), em_block_blank_plain(s, &at));
+		uint32_t ms = em_domain_ms(s->domain);
 
 		if (EM_LIKELY(em_block_read(&at))) {
-			em_block_drop(s, &at, cold);
+			em_block_drop(s, &at, cold, ms);
 			return 0;
 		}
 	}

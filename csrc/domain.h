@@ -26,7 +26,12 @@
 #include "poke.h"
 #include "sys.h"
 
-enum { EM_SHARDS = EXECMEM_SHARDS_MAX };
+enum {
+	EM_SHARDS = EXECMEM_SHARDS_MAX,
+	/* Used bytes above which caches do not hold them, so a block that is freed is taken to be in none; few in a debug build, so that
+	 * tests get there. */
+	EM_DOMAIN_MUCH = EM_DEBUG ? 1 << 20 : 32 << 20,
+};
 
 struct em_shard {
 	execmem_domain *domain;
@@ -92,12 +97,18 @@ void em_domain_sum(const execmem_domain *domain, execmem_shard *out); /* what it
 EM_HOT struct em_shard *em_domain_enter(execmem_domain *domain)
 {
 	execmem_domain *d = domain ? domain : __atomic_load_n(&em_domain_default, __ATOMIC_ACQUIRE);
+	uintptr_t self = em_sys_self();
+	uint32_t number = 0;
 
-	if (EM_LIKELY(d && d->forks == em_domain_forks && em_sys_lock_is_mine(&d->gates[0].lock))) {
-		em_sys_lock(&d->gates[0].lock);
-		if (EM_LIKELY(d->open))
-			return d->shards[0];
-		em_sys_unlock(&d->gates[0].lock);
+	if (EM_LIKELY(d && d->forks == em_domain_forks)) {
+		while (EM_UNLIKELY(number < EM_SHARDS && atomic_load_explicit(&d->home[number], memory_order_relaxed) != self))
+			number++;
+		if (EM_LIKELY(number < EM_SHARDS)) {
+			em_sys_lock(&d->gates[number].lock);
+			if (EM_LIKELY(d->open))
+				return d->shards[number];
+			em_sys_unlock(&d->gates[number].lock);
+		}
 	}
 	return em_domain_enter_slow(domain);
 }
@@ -128,6 +139,11 @@ EM_HOT void em_domain_leave(struct em_shard *shard)
 		shard->undrained = false;
 	}
 	em_sys_unlock(shard->lock);
+}
+
+EM_HOT bool em_domain_much_is_live(const struct em_shard *shard)
+{
+	return shard->books->used_bytes > EM_DOMAIN_MUCH;
 }
 
 /* Adds to what is charged to every domain from here up that has a limit, all or none. A block is in its shard's used_bytes for as

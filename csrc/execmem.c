@@ -48,7 +48,7 @@ int execmem_place(execmem_domain *domain, int kind, const void *src, size_t len,
 	if (EM_LIKELY(err == 0)) {
 		err = em_block_write(s, &at, at.address, src, len);
 		if (EM_UNLIKELY(err < 0))
-			em_block_drop(s, &at, false); /* nothing was written, or it is blank again */
+			em_block_drop(s, &at, false, em_domain_ms(s->domain)); /* nothing was written, or it is blank again */
 	}
 	if (EM_LIKELY(err == 0))
 		*out = (void *)(uintptr_t)at.address;
@@ -96,7 +96,7 @@ int execmem_fill(void *dst, const void *src, size_t len)
 	return err;
 }
 
-static inline int free_entered(struct em_shard *s, uint64_t address)
+__attribute__((always_inline)) static inline int free_entered(struct em_shard *s, uint64_t address)
 {
 	int err = em_block_free_at(s, address);
 

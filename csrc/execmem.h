@@ -102,7 +102,8 @@ typedef struct execmem_header { /* at offset 0 */
 	uint64_t events_offset;     /* execmem_event[shards_max][events_max]: a ring a shard */
 	uint64_t maps_offset; /* per pack, maps_stride apart: 512 pairs of u64, used and head bits of 64 chunks; then private parts */
 	uint64_t maps_stride;
-	uint64_t extents_at; /* in a pack's maps: 512 times u32, the pack's record of the first block of each group of 64 chunks */
+	uint64_t
+		extents_at; /* in a pack's maps: 512 times u16: half the number of the record of the first block of each group of 64 chunks */
 	uint64_t blocks_offset; /* per pack, blocks_stride apart: execmem_block[] */
 	uint64_t blocks_stride;
 	uint64_t names_offset; /* 32-byte cells: u32 next cell (0: last), 28 bytes of text */

@@ -28,6 +28,8 @@ struct name_cell {
 	char text[EXECMEM_NAME_CELL_TEXT];
 };
 
+static_assert(RECORDS / 2 <= UINT16_MAX, "a pair of records has 16 bits");
+
 /* ---- layout ---- */
 
 static uint64_t lay(uint64_t *at, uint64_t size)
@@ -168,10 +170,10 @@ static bool move_extent(execmem_block *records, struct em_ledger_maps *maps, uin
 	if (to && !borrow_extent(records, maps, to, &extent))
 		return false;
 	if (from) {
-		memcpy(&records[extent], &records[maps->extent[group]], count * sizeof *records);
-		return_extent(records, maps, maps->extent[group], from);
+		memcpy(&records[extent], &records[2 * maps->extent[group]], count * sizeof *records);
+		return_extent(records, maps, 2 * maps->extent[group], from);
 	}
-	maps->extent[group] = extent;
+	maps->extent[group] = (uint16_t)(extent / 2); /* all sizes are even */
 	maps->extent_class[group] = to;
 	return true;
 }
@@ -189,7 +191,7 @@ execmem_block *em_ledger_add_block(struct em_ledger *l, uint32_t pack, uint32_t 
 		return NULL;
 	}
 	block = em_ledger_block(l, pack, first);
-	for (execmem_block *at = records + maps->extent[group] + count; at > block; at--)
+	for (execmem_block *at = records + 2 * maps->extent[group] + count; at > block; at--)
 		*at = at[-1];
 	return block;
 }
@@ -200,7 +202,7 @@ void em_ledger_drop_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 	execmem_block *records = em_ledger_records(l, pack), *block = em_ledger_block(l, pack, first);
 	uint32_t group = first / 64;
 	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that stay */
-	execmem_block *last = &records[maps->extent[group] + count];
+	execmem_block *last = &records[2 * maps->extent[group] + count];
 	uint8_t cls = maps->extent_class[group];
 
 	for (; block < last; block++)

@@ -6,7 +6,7 @@
  * group of 64 chunks lie side by side in an extent of 2 to 64 records, in the order of their heads. So from an address to its
  * record it is one look at the group's head bits, one at where its extent is, and there it is:
  *
- *   record = records of the pack[extent[group] + how many heads of the group lie before]
+ *   record = records of the pack[2 * extent[group] + how many heads of the group lie before]
  *
  * A record therefore moves when a block of its group comes or goes; nobody keeps a pointer to one. All of a pack's books are its own
  * (maps, extents, records): they change hands with the pack and go back with it. The caller holds the lock of the pack's shard.
@@ -28,7 +28,7 @@ enum {
 
 struct em_ledger_maps { /* of one pack */
 	struct em_pack_maps bits;
-	uint32_t extent[EXECMEM_PACK_WORDS];      /* of each group: its first record */
+	uint16_t extent[EXECMEM_PACK_WORDS];      /* of each group: half the number of its first record */
 	uint8_t extent_class[EXECMEM_PACK_WORDS]; /* class + 1; 0: the group has none */
 	uint32_t extents_free[EM_LEDGER_EXTENT_CLASSES]; /* of each class: a list of records + 1 */
 	uint32_t records_top;                     /* those beyond were never used */
@@ -93,7 +93,7 @@ EM_HOT execmem_block *em_ledger_block(const struct em_ledger *ledger, uint32_t p
 	const struct em_ledger_maps *maps = em_ledger_maps_of(ledger, pack);
 	uint64_t before = maps->bits.group[first / 64].head & ((1ull << first % 64) - 1);
 
-	return em_ledger_records(ledger, pack) + maps->extent[first / 64] + em_count(before);
+	return em_ledger_records(ledger, pack) + 2 * maps->extent[first / 64] + em_count(before);
 }
 
 EM_HOT execmem_event *em_ledger_ring(const struct em_ledger *ledger, uint32_t shard)

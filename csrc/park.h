@@ -2,7 +2,7 @@
  *
  * Most programs that free code allocate code of the same sizes again. A parked block keeps its chunks, its record and its lines in the
  * cache, so the next block of that many chunks takes it over without a search. It is blank, and no call knows it any more.
- * One stack a length, of few places: 4 MB at most in all. Its top is the next to go. A block whose lines are in no
+ * One stack a length, of few places. Its top is the next to go. A block whose lines are in no
  * cache is pushed under the top, so that the lines of the top can be asked for ahead of time.
  */
 #ifndef EM_PARK_H
@@ -13,6 +13,7 @@
 enum {
 	EM_PARK_LENGTHS = 64, /* blocks of 1..64 chunks are parked */
 	EM_PARK_DEPTH = 32,
+	EM_PARK_CHUNKS = 128, /* a stack's where much is live, if that allows two blocks: more would cost a pack (docs/allocator.md) */
 };
 
 struct em_park {
@@ -23,9 +24,13 @@ struct em_park {
 
 static_assert((uint64_t)EXECMEM_WINDOW_PACKS_MAX * EXECMEM_PACK_CHUNKS <= UINT32_MAX, "a place has 32 bits");
 
-static inline bool em_park_has_room(const struct em_park *park, uint32_t chunks)
+static inline bool em_park_has_room(const struct em_park *park, uint32_t chunks, bool much_is_live)
 {
-	return chunks <= EM_PARK_LENGTHS && park->count[chunks - 1] < EM_PARK_DEPTH;
+	uint32_t count = chunks <= EM_PARK_LENGTHS ? park->count[chunks - 1] : EM_PARK_DEPTH;
+
+	if (EM_UNLIKELY(much_is_live))
+		return count < EM_PARK_DEPTH && (count < 2 || (count + 1) * chunks <= EM_PARK_CHUNKS);
+	return count < EM_PARK_DEPTH;
 }
 
 /* There is room. */

@@ -19,7 +19,7 @@ enum {
 	DRAIN_STEP = 1 << 10,  /* chunks freed before it is looked at again */
 	FREE_SHIFT = 8,        /* much is free: a 256th of what is used, */
 	FREE_LEAST = 1 << 11,  /* and a sixteenth of a pack */
-	LOOK = 16,           /* packs and groups looked at for a run that fits in the class below the safe one */
+	LOOK = 4,            /* packs and groups looked at for a run that fits in the class below the safe one */
 	PLENTY_SHIFT = 2,    /* a shard has plenty when it has a 4th of its chunks free, */
 	PLENTY = 1 << 14,    /* and so many */
 };
@@ -354,6 +354,9 @@ static void consider_draining(struct em_shard *s, int kind)
 	uint32_t open = s->free_chunks[kind] - s->shut_chunks[kind], spare;
 	uint32_t enough = ((s->usable_chunks[kind] - s->free_chunks[kind]) >> DRAIN_SHIFT) + DRAIN_LEAST, pack;
 
+	if (enough < EXECMEM_PACK_CHUNKS)
+		enough = EXECMEM_PACK_CHUNKS; /* what stays must be able to hold what a pack holds */
+
 	if (EM_LIKELY(open <= enough)) {
 		s->drain_at[kind] = 0;
 		return;
@@ -365,8 +368,7 @@ static void consider_draining(struct em_shard *s, int kind)
 	if (spare != EM_PACK_NONE && s->domain->shard_of[spare] == s->number && packs[spare].used_chunks == 0)
 		open -= packs[spare].usable_chunks;
 	pack = pack_to_drain(s, kind);
-	/* What stays must be able to hold what the pack holds. */
-	if (pack != EM_PACK_NONE && open > enough && open >= EXECMEM_PACK_CHUNKS)
+	if (pack != EM_PACK_NONE && open > enough)
 		drain(s, pack);
 }
 

@@ -9,6 +9,7 @@
 enum {
 	EM_SUPPLY_SMALL_MIN = 32 << 10, /* the first pack of a kind opens with this much */
 	EM_SUPPLY_SMALL_MAX = 256 << 10, /* beyond it the pack is completed and collapsed; docs/performance.md tells why here */
+	EM_SUPPLY_JOIN = 4 << 20, /* used bytes above which joining free runs is worth more than keeping blocks whole */
 	EM_SUPPLY_LATER_MAX = 1 << 20, /* the same for later ones that start small: they are the last resort, and seldom filled */
 };
 
@@ -24,12 +25,15 @@ void em_supply_give_span(struct em_shard *shard, uint32_t pack);
 void em_supply_idle(struct em_shard *shard, uint32_t pack); /* the last live block of a pack was parked */
 
 /* Instead of give: keeps a blank block whole for the next of its length; false: give it. Its record stays, and says PARKED.
- * `cold`: its lines are in no cache. A block beside a free run is not kept: they would never join (docs/allocator.md). */
+ * `cold`: its lines are in no cache. Where more is live than a pack or two, a block beside a free run is not kept: the two would never
+ * join (docs/allocator.md). */
 EM_HOT bool em_supply_park(struct em_shard *shard, struct em_pack p, uint32_t pack, uint32_t first, uint32_t chunks, bool cold)
 {
 	struct em_park *park = &shard->park[p.record->kind];
+	uint64_t used = shard->books->used_bytes;
 
-	if (!em_park_has_room(park, chunks) || !em_pack_is_alone(p, first, chunks) || EM_UNLIKELY(p.record->draining))
+	if (!em_park_has_room(park, chunks, used > EM_DOMAIN_MUCH) || EM_UNLIKELY(p.record->draining) ||
+	    (used > EM_SUPPLY_JOIN && !em_pack_is_alone(p, first, chunks)))
 		return false;
 	em_park_push(park, pack, first, chunks, cold);
 	p.record->parked++;

@@ -70,7 +70,8 @@ void em_sys_nap(void); /* waits some 20 us, for what another thread is about to 
 struct em_lock {
 	_Atomic uintptr_t bias;  /* thread that may go in by its flag; 0: nobody now */
 	_Atomic uint32_t inside; /* that flag */
-	_Atomic uint32_t state;  /* 0 free, 1 held, 2 held and somebody sleeps */
+	_Atomic uint32_t state;  /* 0 free, 1 held */
+	_Atomic uint32_t sleepers;
 	bool by_flag;            /* how the holder came in; only the holder touches this and what follows */
 	uint32_t alone;          /* times in a row that the home came by `state` */
 	uintptr_t home;          /* 0: never biased */
@@ -83,11 +84,6 @@ void em_sys_unlock_slow(struct em_lock *lock);
 static inline uintptr_t em_sys_self(void)
 {
 	return (uintptr_t)__builtin_thread_pointer();
-}
-
-static inline bool em_sys_lock_is_mine(const struct em_lock *lock)
-{
-	return atomic_load_explicit(&lock->bias, memory_order_relaxed) == em_sys_self();
 }
 
 static inline void em_sys_lock(struct em_lock *lock)

@@ -774,7 +774,8 @@ void em_sys_resume_threads(void)
 
 enum {
 	ALONE = 4096, /* uses after which a home takes its bias back; withdrawing it costs some microseconds */
-	SPINS = 200,
+	SPINS = 500, /* looks, */
+	APART = 50,  /* and turns between them: some 15 us in all */
 };
 
 /* Whether membarrier can order a thread's flag against our look at it. Never under ThreadSanitizer, which does not know it. */
@@ -809,28 +810,23 @@ static void withdraw_bias(struct em_lock *lock)
 		em_sys_nap();
 }
 
-static void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("isb" ::: "memory");
-#endif
-}
-
-/* A futex lock of three states (after Drepper, "Futexes are tricky", mutex 3). It spins first, for some microseconds: a shard is held for
- * a fraction of one as a rule, and to sleep and be woken costs ten. */
+/* A futex lock that spins first: a shard is held for a fraction of a microsecond as a rule, and to sleep and be woken costs ten. No pause
+ * instruction: on virtual machines many of them in a row call the hypervisor, and waiting takes ten times as long. */
 static void take_state(struct em_lock *lock)
 {
-	for (int spin = 0; spin < SPINS; spin++, relax()) {
+	for (int spin = 0; spin < SPINS; spin++) {
 		uint32_t free = 0;
 
 		if (atomic_load_explicit(&lock->state, memory_order_relaxed) == 0 &&
 		    atomic_compare_exchange_strong_explicit(&lock->state, &free, 1, memory_order_acquire, memory_order_relaxed))
 			return;
+		for (int i = 0; i < APART; i++)
+			__asm__ volatile("" ::: "memory"); /* leave the line to who holds it */
 	}
-	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire) != 0)
-		futex(&lock->state, FUTEX_WAIT, 2, NULL);
+	atomic_fetch_add(&lock->sleepers, 1);
+	while (atomic_exchange(&lock->state, 1) != 0)
+		futex(&lock->state, FUTEX_WAIT, 1, NULL);
+	atomic_fetch_sub(&lock->sleepers, 1);
 }
 
 void em_sys_lock_slow(struct em_lock *lock)
@@ -849,7 +845,8 @@ void em_sys_unlock_slow(struct em_lock *lock)
 		atomic_store_explicit(&lock->bias, lock->home,
 		                      memory_order_relaxed); /* whoever comes next sees it: it takes `state` first */
 	}
-	if (atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)
+	atomic_exchange(&lock->state, 0); /* in one order with `sleepers`: who counts after this look finds the lock free */
+	if (EM_UNLIKELY(atomic_load(&lock->sleepers)))
 		futex(&lock->state, FUTEX_WAKE, 1, NULL);
 }
 

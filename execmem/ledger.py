@@ -198,7 +198,7 @@ def pack_blocks(
     words = maps[: lib.EXECMEM_PACK_WORDS * 16].view(np.uint8).reshape(-1, 2, 8)
     used, head = (np.unpackbits(words[:, half].reshape(-1), bitorder="little") for half in (0, 1))
     first = np.flatnonzero(head)
-    extents = maps[extents_at:][: lib.EXECMEM_PACK_WORDS * 4].view(np.uint32)
+    extents = maps[extents_at:][: lib.EXECMEM_PACK_WORDS * 2].view(np.uint16).astype(np.uint32) * 2
     group = first >> 6
     rank = np.arange(len(first)) - np.searchsorted(group, group)  # among the heads of its group
     stride = RECORD_DTYPE.itemsize

@@ -1,6 +1,10 @@
 /* x86_64/poke: making new bytes run on this CPU. */
 #include "room.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 /* ---- after a write ---- */
 
 /*
@@ -20,12 +24,11 @@
 void em_x86_64_fill_traps_past(void *dst, size_t len)
 {
 #ifdef __SSE2__
-	typedef long long vector __attribute__((vector_size(16)));
-	const vector traps = {(long long)0xCCCCCCCCCCCCCCCC, (long long)0xCCCCCCCCCCCCCCCC};
+	const __m128i traps = _mm_set1_epi8((char)EM_X86_64_INT3);
 
 	for (uint8_t *at = dst, *end = at + len; at < end; at += 64)
 		for (int i = 0; i < 64; i += 16)
-			__builtin_ia32_movntdq((vector *)(void *)(at + i), traps);
+			_mm_stream_si128((__m128i *)(void *)(at + i), traps);
 #else
 	__builtin_memset(dst, EM_X86_64_INT3, len);
 #endif
@@ -34,6 +37,6 @@ void em_x86_64_fill_traps_past(void *dst, size_t len)
 void em_x86_64_drain(void)
 {
 #ifdef __SSE2__
-	__builtin_ia32_sfence();
+	_mm_sfence();
 #endif
 }
