@@ -8,7 +8,12 @@
 
 #include <string.h>
 
-enum { STAGE = 32768 }; /* bytes gathered for one write */
+enum {
+	STAGE = 32768, /* bytes gathered for one write */
+	RUN_BLOCKS = 64, /* blocks, */
+	RUN_CHUNKS = 512, /* and chunks, taken in one piece */
+	RUN_LARGEST = 64, /* chunks of a block that is not worth it */
+};
 
 static int at_index(int err, size_t index)
 {
@@ -134,7 +139,7 @@ static void take_back(struct hold *h, const uint64_t *addresses, size_t count, s
 			continue;
 		if (count >= written)
 			at.block->state = EXECMEM_BLOCK_RESERVED;
-		if (em_block_free(shard_at(h, addresses[count]), &at) < 0)
+		if (em_block_free(shard_at(h, addresses[count]), &at, em_domain_ms(h->d)) < 0)
 			at.block->state |= EXECMEM_BLOCK_DYING;
 	}
 	tell_kept(&kept);
@@ -142,31 +147,101 @@ static void take_back(struct hold *h, const uint64_t *addresses, size_t count, s
 
 /* ---- alloc and place ---- */
 
+/* Blocks of a batch are taken in runs where free runs are long enough: one search for many, they lie side by side, and what is written
+ * at once is longer. */
+struct batch {
+	struct em_shard *s;
+	struct em_request r;
+	size_t count;
+	const uint64_t *sizes, *offsets; /* either */
+	const char *names;
+	struct em_run run;
+	size_t singly; /* elements before this one are taken one by one: no run was long enough */
+	uint32_t ms;
+};
+
+static uint64_t size_of(const struct batch *b, size_t i)
+{
+	return b->sizes ? b->sizes[i] : b->offsets[i + 1] - b->offsets[i];
+}
+
+/* Gives back what is left of the run. */
+static void end_run(struct batch *b)
+{
+	struct em_run *run = &b->run;
+
+	if (run->next < run->end) {
+		if (!run->fresh)
+			em_pack_cut(em_ledger_pack(&b->s->domain->ledger, run->pack), run->next);
+		em_supply_give(b->s, run->pack, run->next);
+	}
+	run->next = run->end = 0;
+}
+
+static void start_run(struct batch *b, size_t i)
+{
+	struct em_run *run = &b->run;
+	uint32_t chunks = 0, first;
+	size_t end = i;
+
+	end_run(b);
+	for (; end < b->count && end < i + RUN_BLOCKS; end++) {
+		uint64_t size = size_of(b, end), more = (size + EXECMEM_CHUNK - 1) >> EM_CHUNK_SHIFT;
+
+		if (more == 0 || more > RUN_LARGEST || chunks + more > RUN_CHUNKS)
+			break;
+		chunks += (uint32_t)more;
+	}
+	if (b->r.align <= EXECMEM_CHUNK && end > i + 1 && em_supply_take_run(b->s, b->r.kind, chunks, &run->pack, &first))
+		*run = (struct em_run){.pack = run->pack, .next = first, .end = first + chunks, .fresh = true};
+	else
+		b->singly = end > i ? end : i + 1;
+}
+
+/* Allocates element i. */
+static int alloc_next(struct batch *b, size_t i, struct em_place *at)
+{
+	int err;
+
+	b->r.size = size_of(b, i);
+	b->r.name = b->names;
+	err = em_block_check(&b->r);
+	if (EM_LIKELY(err == 0)) {
+		if (b->run.next == b->run.end && i >= b->singly)
+			start_run(b, i);
+		err = em_block_alloc(b->s, &b->r, &b->run, b->ms, at);
+	}
+	if (EM_UNLIKELY(err < 0))
+		return at_index(err, i);
+	if (b->names)
+		b->names += strlen(b->names) + 1;
+	return 0;
+}
+
 int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uint64_t *sizes, size_t align, const char *names,
                        uint64_t *out)
 {
-	struct em_request r = {.kind = kind, .align = align};
+	struct batch b = {.r = {.kind = kind, .align = align}, .count = count, .sizes = sizes, .names = names};
 	struct hold h;
 	int err = count > 0 && (!sizes || !out) ? em_error_null(sizes ? "out" : "sizes") : enter(&h, domain, 0, NULL);
 
-	for (size_t i = 0; err == 0 && i < count; i++) {
+	if (err < 0)
+		return err;
+	b.s = h.one;
+	b.ms = em_domain_ms(b.s->domain);
+	for (size_t i = 0; i < count; i++) {
 		struct em_place at;
 
-		r.size = sizes[i];
-		r.name = names;
-		err = em_block_check(&r);
-		if (EM_LIKELY(err == 0))
-			err = em_block_alloc(h.one, &r, &at);
+		err = alloc_next(&b, i, &at);
 		if (EM_UNLIKELY(err < 0)) {
-			at_index(err, i);
+			end_run(&b);
 			take_back(&h, out, i, i);
 			return h.d ? end(&h, err) : err;
 		}
 		out[i] = at.address;
-		if (names)
-			names += strlen(names) + 1;
 	}
-	return err < 0 ? err : end(&h, 0);
+	end_run(&b);
+	return end(&h, 0);
 }
 
 /* Writes of one batch, gathered while blocks lie side by side, where each write costs a system call. */
@@ -225,28 +300,22 @@ static int stage_block(struct stage *st, const struct em_place *at, size_t index
 }
 
 /* Places the elements in order. *placed: those that have a block; *written: those before the first whose bytes may be missing. */
-static int place_all(struct stage *st, struct em_request *r, size_t count, const uint8_t *src, const uint64_t *offsets,
-                     uint64_t *out, size_t *placed, size_t *written)
+static int place_all(struct stage *st, struct batch *b, const uint8_t *src, uint64_t *out, size_t *placed, size_t *written)
 {
-	bool direct = st->s->domain->plain || r->kind == EXECMEM_DATA;
-	const char *names = r->name;
+	bool direct = b->s->domain->plain || b->r.kind == EXECMEM_DATA;
 	int err = 0;
 
-	for (*placed = 0; *placed < count; ++*placed) {
+	for (*placed = 0; *placed < b->count; ++*placed) {
 		size_t i = *placed;
 		struct em_place at;
 
 		*written = direct ? i : st->used ? st->first : i;
-		r->size = offsets[i + 1] - offsets[i];
-		r->name = names;
-		err = em_block_check(r);
-		if (EM_LIKELY(err == 0))
-			err = em_block_alloc(st->s, r, &at);
+		err = alloc_next(b, i, &at);
 		if (EM_UNLIKELY(err < 0))
-			return at_index(err, i);
+			return err;
 		out[i] = at.address;
-		err = direct ? em_block_write(st->s, &at, at.address, src + offsets[i], r->size)
-		             : stage_block(st, &at, i, src + offsets[i], r->size);
+		err = direct ? em_block_write(st->s, &at, at.address, src + b->offsets[i], b->r.size)
+		             : stage_block(st, &at, i, src + b->offsets[i], b->r.size);
 		if (EM_UNLIKELY(err < 0)) {
 			++*placed;
 			if (direct)
@@ -254,17 +323,15 @@ static int place_all(struct stage *st, struct em_request *r, size_t count, const
 			*written = execmem_error_index();
 			return err;
 		}
-		if (names)
-			names += strlen(names) + 1;
 	}
-	*written = st->used ? st->first : count;
+	*written = st->used ? st->first : b->count;
 	return flush_stage(st);
 }
 
 int execmem_place_many(execmem_domain *domain, int kind, size_t count, const void *src, const uint64_t *offsets, size_t align,
                        const char *names, uint64_t *out)
 {
-	struct em_request r = {.kind = kind, .align = align, .name = names};
+	struct batch b = {.r = {.kind = kind, .align = align}, .count = count, .offsets = offsets, .names = names};
 	size_t placed = 0, written = 0;
 	struct stage stage;
 	struct hold h;
@@ -274,10 +341,12 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 		err = enter(&h, domain, 0, NULL);
 	if (err < 0)
 		return err;
-	stage.s = h.one;
+	b.s = stage.s = h.one;
+	b.ms = em_domain_ms(b.s->domain);
 	stage.used = 0;
 	stage.fills = stage.fill_bytes = 0;
-	err = place_all(&stage, &r, count, src, offsets, out, &placed, &written);
+	err = place_all(&stage, &b, src, out, &placed, &written);
+	end_run(&b);
 	if (EM_UNLIKELY(err < 0)) {
 		take_back(&h, out, placed, written);
 		if (!h.d)
@@ -360,6 +429,51 @@ static void unmark_dying(const struct hold *h, size_t from, size_t to, const uin
 	}
 }
 
+/* Makes blank, by one write, the blocks from `from` on that lie one behind the other in the order given; *to: the first that does not. */
+static int blank_row(const struct hold *h, size_t count, const uint64_t *addresses, size_t from, size_t *to)
+{
+	struct em_place first, at;
+	uint64_t end;
+	bool filled;
+
+	em_always(find_start(h, addresses[from], &first) == 0); /* it was marked under this lock */
+	end = first.address + ((uint64_t)first.chunks << EM_CHUNK_SHIFT);
+	filled = !(first.block->state & EXECMEM_BLOCK_RESERVED);
+	for (*to = from + 1; *to < count && !first.span && addresses[*to] == end; ++*to) {
+		em_always(find_start(h, addresses[*to], &at) == 0);
+		if (at.pack != first.pack)
+			break;
+		end += (uint64_t)at.chunks << EM_CHUNK_SHIFT;
+		filled |= !(at.block->state & EXECMEM_BLOCK_RESERVED);
+	}
+	return filled ? em_block_blank_slow(shard_at(h, first.address), &first, end - first.address) : 0;
+}
+
+/* Frees blocks that are marked. *done: those before the first that is not freed. */
+static int free_marked(const struct hold *h, size_t count, const uint64_t *addresses, size_t *done)
+{
+	uint32_t ms = em_domain_ms(h->d);
+	bool plain = h->d->plain;
+	size_t blank = 0;
+
+	for (*done = 0; *done < count; ++*done) {
+		struct em_place at;
+		struct em_shard *s;
+		int err = !plain && *done == blank ? blank_row(h, count, addresses, *done, &blank) : 0;
+
+		if (EM_UNLIKELY(err < 0))
+			return at_index(err, *done);
+		em_always(find_start(h, addresses[*done], &at) == 0);
+		s = shard_at(h, at.address);
+		at.block->state &= (uint8_t)~EXECMEM_BLOCK_DYING;
+		if (!plain)
+			em_block_drop(s, &at, false, ms);
+		else
+			(void)em_block_free(s, &at, ms); /* plain stores cannot fail */
+	}
+	return 0;
+}
+
 int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addresses)
 {
 	size_t marked = 0, done = 0;
@@ -370,18 +484,8 @@ int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addr
 	if (err < 0)
 		return err;
 	err = mark_dying(&h, count, addresses, &marked);
-	for (; err == 0 && done < count; done++) {
-		struct em_place at;
-
-		err = find_start(&h, addresses[done], &at);
-		em_always(err == 0); /* it was marked under this lock */
-		at.block->state &= (uint8_t)~EXECMEM_BLOCK_DYING;
-		err = em_block_free(shard_at(&h, addresses[done]), &at);
-		if (err < 0) {
-			em_error_at(done);
-			break;
-		}
-	}
+	if (err == 0)
+		err = free_marked(&h, count, addresses, &done);
 	if (err < 0) {
 		keep_error(&kept);
 		unmark_dying(&h, done, marked, addresses);

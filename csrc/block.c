@@ -155,9 +155,9 @@ int em_block_write_slow(struct em_shard *s, const struct em_place *at, uint64_t 
 	return em_poke_copy(&where, address - (uintptr_t)s->domain->map.window, src, len);
 }
 
-int em_block_blank_slow(struct em_shard *s, const struct em_place *at)
+int em_block_blank_slow(struct em_shard *s, const struct em_place *at, uint64_t bytes)
 {
 	struct em_poke where = em_domain_where(s->domain, at->pack);
 
-	return em_poke_blank(&where, at->address - (uintptr_t)s->domain->map.window, em_round_up(at->size, 16));
+	return em_poke_blank(&where, at->address - (uintptr_t)s->domain->map.window, bytes);
 }

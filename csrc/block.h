@@ -40,7 +40,8 @@ void em_block_give(struct em_shard *shard, const struct em_place *at);
 int em_block_add_name(struct em_shard *shard, const char *text, uint32_t *out);
 void em_block_drop_name(struct em_shard *shard, uint32_t name);
 int em_block_write_slow(struct em_shard *shard, const struct em_place *at, uint64_t address, const void *src, uint64_t len);
-int em_block_blank_slow(struct em_shard *shard, const struct em_place *at);
+/* Makes `bytes` from a block's start on blank: its own, and those of blocks that follow it in the pack. */
+int em_block_blank_slow(struct em_shard *shard, const struct em_place *at, uint64_t bytes);
 
 /* ---- what can never be right ---- */
 
@@ -161,13 +162,36 @@ EM_HOT void em_block_expect(const struct em_shard *s, int kind, uint32_t chunks)
 		__builtin_prefetch(d->map.alias + ((next + i) << EM_CHUNK_SHIFT), 1);
 }
 
-/* The request is possible. */
-EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct em_place *out)
+/* A run of chunks that was taken in one piece for the next blocks of a batch. Until a block is cut off, it belongs to the one before. */
+struct em_run {
+	uint32_t pack, next, end;
+	bool fresh; /* no block was cut off yet: the head at `next` is there */
+};
+
+/* The next block of a run; false: it does not hold one. */
+EM_HOT bool em_block_cut(struct em_shard *s, struct em_run *run, struct em_place *out)
+{
+	if (!run || run->end - run->next < out->chunks)
+		return false;
+	if (!run->fresh)
+		em_pack_cut(em_ledger_pack(&s->domain->ledger, run->pack), run->next);
+	run->fresh = false;
+	out->pack = run->pack;
+	out->first = run->next;
+	out->span = false;
+	out->block = em_ledger_add_block(&s->domain->ledger, run->pack, run->next);
+	em_always(out->block); /* a pack's records are as many as its chunks can need */
+	run->next += out->chunks;
+	return true;
+}
+
+/* The request is possible. `run`: NULL, or chunks to take first. `ms`: the time. */
+EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct em_run *run, uint32_t ms, struct em_place *out)
 {
 	const execmem_domain *d = s->domain;
 	execmem_shard *books = s->books;
 	uint64_t bytes = em_block_rounded(r->size);
-	uint32_t name = 0, ms;
+	uint32_t name = 0;
 	int err = em_domain_charge(s, bytes);
 
 	if (EM_UNLIKELY(err < 0))
@@ -175,7 +199,9 @@ EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct
 	if (EM_UNLIKELY(r->name && *r->name) && (err = em_block_add_name(s, r->name, &name)) < 0)
 		goto undo_charge;
 	out->chunks = (uint32_t)(bytes >> EM_CHUNK_SHIFT);
-	if (EM_LIKELY(r->align <= EXECMEM_CHUNK && em_supply_unpark(s, r->kind, out->chunks, &out->pack, &out->first))) {
+	if (em_block_cut(s, run, out)) {
+		; /* as far as it reaches */
+	} else if (EM_LIKELY(r->align <= EXECMEM_CHUNK && em_supply_unpark(s, r->kind, out->chunks, &out->pack, &out->first))) {
 		out->span = false;
 		out->block = em_ledger_block(&d->ledger, out->pack, out->first);
 		em_block_expect(s, r->kind, out->chunks);
@@ -184,7 +210,6 @@ EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct
 	}
 	out->address = em_domain_address(d, out->pack, out->first);
 	out->size = r->size;
-	ms = em_domain_ms(d);
 	out->block->name = name;
 	out->block->born_ms = ms;
 	out->block->unused = (uint16_t)(bytes - r->size);
@@ -221,7 +246,7 @@ EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool co
 		em_block_give(s, at);
 }
 
-EM_HOT int em_block_free(struct em_shard *s, const struct em_place *at)
+EM_HOT int em_block_free(struct em_shard *s, const struct em_place *at, uint32_t ms)
 {
 	bool cold = false;
 	int err;
@@ -229,10 +254,10 @@ EM_HOT int em_block_free(struct em_shard *s, const struct em_place *at)
 	if (EM_LIKELY(at->block->state != EXECMEM_BLOCK_RESERVED)) { /* what was never filled is blank still */
 		if (EM_LIKELY(s->domain->plain))
 			cold = em_block_blank_plain(s, at);
-		else if ((err = em_block_blank_slow(s, at)) < 0)
+		else if ((err = em_block_blank_slow(s, at, em_round_up(at->size, 16))) < 0)
 			return err;
 	}
-	em_block_drop(s, at, cold, em_domain_ms(s->domain));
+	em_block_drop(s, at, cold, ms);
 	return 0;
 }
 
@@ -253,7 +278,7 @@ EM_HOT int em_block_free_at(struct em_shard *s, uint64_t address)
 		}
 	}
 	err = em_block_is_start(s, address, &at) ? 0 : em_block_find_start(s, address, &at);
-	return EM_LIKELY(err == 0) ? em_block_free(s, &at) : err;
+	return EM_LIKELY(err == 0) ? em_block_free(s, &at, em_domain_ms(s->domain)) : err;
 }
 
 #endif

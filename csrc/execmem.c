@@ -23,7 +23,7 @@ int execmem_alloc_in(execmem_domain *domain, int kind, size_t size, size_t align
 	s = em_domain_enter(domain);
 	if (EM_UNLIKELY(!s))
 		return execmem_error_code();
-	err = em_block_alloc(s, &r, &at);
+	err = em_block_alloc(s, &r, NULL, em_domain_ms(s->domain), &at);
 	if (EM_LIKELY(err == 0))
 		*out = (void *)(uintptr_t)at.address;
 	else
@@ -44,7 +44,7 @@ int execmem_place(execmem_domain *domain, int kind, const void *src, size_t len,
 	s = em_domain_enter(domain);
 	if (EM_UNLIKELY(!s))
 		return execmem_error_code();
-	err = em_block_alloc(s, &r, &at);
+	err = em_block_alloc(s, &r, NULL, em_domain_ms(s->domain), &at);
 	if (EM_LIKELY(err == 0)) {
 		err = em_block_write(s, &at, at.address, src, len);
 		if (EM_UNLIKELY(err < 0))

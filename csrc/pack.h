@@ -161,6 +161,14 @@ static inline uint32_t em_pack_block_at(struct em_pack pack, uint32_t chunk)
 	return em_pack_block_before(pack, chunk);
 }
 
+/* Cuts a block in two: a block starts at `chunk`, which lies within one. */
+static inline void em_pack_cut(struct em_pack pack, uint32_t chunk)
+{
+	em_assert(em_pack_is_used(pack, chunk) && !em_pack_is_head(pack, chunk));
+	pack.maps->group[chunk / 64].head |= 1ull << chunk % 64;
+	pack.record->blocks++;
+}
+
 static inline uint32_t em_pack_give(struct em_pack pack, uint32_t first)
 {
 	uint32_t chunks = em_pack_length(pack, first);

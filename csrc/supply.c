@@ -702,6 +702,14 @@ int em_supply_take(struct em_shard *s, int kind, uint32_t chunks, uint32_t align
 	}
 }
 
+bool em_supply_take_run(struct em_shard *s, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first)
+{
+	struct want w = {.kind = kind, .chunks = chunks, .align = 1, .own = em_pack_class(chunks), .safe = em_pack_class_for(chunks)};
+	unsigned cls;
+
+	return em_index_best(&s->index[kind], w.safe, &cls, pack) && take_from(s, &w, cls, *pack, EXECMEM_PACK_WORDS, first);
+}
+
 /* Returns every pack without a live block, small ones and spares too; false when there was none. All shards are locked. */
 static bool return_empties(struct em_shard *s)
 {

@@ -16,6 +16,8 @@ enum {
 /* Takes chunks from a pack of that kind, making one when it must: the shard's lock is given up meanwhile, and the domain may be closed
  * then (ECLOSED). The block has no record yet. */
 int em_supply_take(struct em_shard *shard, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
+/* The same, from a run that holds them for sure and makes nothing; false: there is none. */
+bool em_supply_take_run(struct em_shard *shard, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first);
 /* Gives a block's chunks back: its memory is blank and its record dropped already. */
 void em_supply_give(struct em_shard *shard, uint32_t pack, uint32_t first);
 /* The same for a block larger than a pack. `bytes` is rounded to pages. */
