@@ -68,9 +68,12 @@ static int hold_all_of(struct hold *h, size_t count, const uint64_t *addresses)
 	return 0;
 }
 
+/* For given addresses, or (NULL) for new blocks. */
 static int enter(struct hold *h, execmem_domain *domain, size_t count, const uint64_t *addresses)
 {
-	h->one = count > 0 ? em_domain_enter_at(domain, addresses[0]) : em_domain_enter(domain);
+	h->one = !addresses  ? em_domain_enter(domain)
+	         : count > 0 ? em_domain_enter_at(domain, addresses[0])
+	                     : em_domain_enter_asking(domain);
 	if (!h->one)
 		return at_index(execmem_error_code(), 0);
 	h->d = h->one->domain;

@@ -113,7 +113,7 @@ static uint32_t home_of(execmem_domain *d)
 		if (count > 0 && atomic_load_explicit(&d->home[count - 1], memory_order_relaxed) == self)
 			return count - 1;
 	}
-	return count ? (uint32_t)(self >> 12) % count : 0;
+	return count ? (uint32_t)((uint64_t)self * 0x9E3779B97F4A7C15u >> 32) % count : 0; /* thread pointers differ in few bits */
 }
 
 static int refuse_closed(void)
@@ -134,20 +134,28 @@ static int find_domain(execmem_domain *domain, execmem_domain **out)
 	return 0;
 }
 
-struct em_shard *em_domain_enter_slow(execmem_domain *domain)
+static struct em_shard *enter_shard(execmem_domain *d, uint32_t number)
 {
-	execmem_domain *d;
-	uint32_t number;
-
-	if (find_domain(domain, &d) < 0)
-		return NULL;
-	number = home_of(d);
 	em_sys_lock(&d->gates[number].lock);
 	if (EM_LIKELY(d->open))
 		return d->shards[number];
 	em_sys_unlock(&d->gates[number].lock);
 	refuse_closed();
 	return NULL;
+}
+
+struct em_shard *em_domain_enter_slow(execmem_domain *domain)
+{
+	execmem_domain *d = NULL;
+
+	return find_domain(domain, &d) < 0 ? NULL : enter_shard(d, home_of(d));
+}
+
+struct em_shard *em_domain_enter_asking(execmem_domain *domain)
+{
+	execmem_domain *d = NULL;
+
+	return find_domain(domain, &d) < 0 ? NULL : enter_shard(d, 0);
 }
 
 struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address)
@@ -220,16 +228,20 @@ int em_domain_enter_all(execmem_domain *domain, execmem_domain **out)
 	return 0;
 }
 
+/* Frees first: a block that is counted as freed is then counted as given out too. */
 void em_domain_sum(const execmem_domain *d, execmem_shard *out)
 {
+	uint32_t count = atomic_load(&d->shard_count);
+
 	*out = (execmem_shard){0};
-	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++) {
+	for (uint32_t i = 0; i < count; i++)
+		out->frees += __atomic_load_n(&d->ledger.shards[i].frees, __ATOMIC_ACQUIRE);
+	for (uint32_t i = 0; i < count; i++) {
 		const execmem_shard *s = &d->ledger.shards[i];
 
+		out->allocs += __atomic_load_n(&s->allocs, __ATOMIC_ACQUIRE);
 		out->live_bytes += __atomic_load_n(&s->live_bytes, __ATOMIC_RELAXED);
 		out->used_bytes += __atomic_load_n(&s->used_bytes, __ATOMIC_RELAXED);
-		out->allocs += __atomic_load_n(&s->allocs, __ATOMIC_RELAXED);
-		out->frees += __atomic_load_n(&s->frees, __ATOMIC_RELAXED);
 		out->fills += __atomic_load_n(&s->fills, __ATOMIC_RELAXED);
 		out->fill_bytes += __atomic_load_n(&s->fill_bytes, __ATOMIC_RELAXED);
 		out->refusals += __atomic_load_n(&s->refusals, __ATOMIC_RELAXED);
@@ -626,7 +638,9 @@ static int close_locked(execmem_domain *d, bool force)
 	remove_leaves(h->window, em_domain_offset(d->map.packs, 0));
 	em_map_close(&d->map);
 	em_ledger_close(&d->ledger);
+	em_sys_lock(&d->admin); /* nobody who holds all of them is left with locks that are not counted any more */
 	close_shards(d);
+	em_sys_unlock(&d->admin);
 	for (link = &d->parent->first_child; *link != d; link = &(*link)->next_sibling)
 		;
 	*link = d->next_sibling;

@@ -85,6 +85,8 @@ extern execmem_domain *em_domain_default; /* the root; atomic; NULL until first 
 
 /* Locks the caller's home shard in a domain (NULL: the root). NULL and an error: it is closed, forked or never was. */
 struct em_shard *em_domain_enter_slow(execmem_domain *domain);
+/* Locks any shard, for a question about the whole domain: gives nobody a home. Errors likewise. */
+struct em_shard *em_domain_enter_asking(execmem_domain *domain);
 /* Locks the shard whose pack has the address; NULL and an error: likewise, or it lies outside the domain's window. */
 struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address);
 /* The domain whose window has the address; NULL and EFOREIGN: none. Takes no lock. */
@@ -134,7 +136,8 @@ EM_HOT struct em_shard *em_domain_enter_at(execmem_domain *domain, uint64_t addr
 
 EM_HOT void em_domain_leave(struct em_shard *shard)
 {
-	if (EM_UNLIKELY(shard->undrained && !shard->lock->by_flag)) { /* by the flag it is drained when the bias is withdrawn */
+	/* A home leaves its stores to whoever withdraws the bias from here on: that drains them. Else the next would come before they have. */
+	if (EM_UNLIKELY(shard->undrained) && EM_UNLIKELY(!em_sys_lock_is_biased(shard->lock))) {
 		shard->domain->arch->drain();
 		shard->undrained = false;
 	}

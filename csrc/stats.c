@@ -93,7 +93,7 @@ int execmem_domain_count(execmem_domain *domain, execmem_shard *out)
 
 	if (!out)
 		return em_error_null("out");
-	s = em_domain_enter(domain);
+	s = em_domain_enter_asking(domain);
 	if (!s)
 		return execmem_error_code();
 	em_domain_sum(s->domain, out);
@@ -103,7 +103,7 @@ int execmem_domain_count(execmem_domain *domain, execmem_shard *out)
 
 const execmem_header *execmem_domain_ledger(execmem_domain *domain)
 {
-	struct em_shard *s = em_domain_enter(domain);
+	struct em_shard *s = em_domain_enter_asking(domain);
 	const execmem_header *h = s ? s->domain->ledger.header : NULL;
 
 	if (s)

@@ -19,6 +19,7 @@ enum {
 	DRAIN_STEP = 1 << 10,  /* chunks freed before it is looked at again */
 	FREE_SHIFT = 8,        /* much is free: a 256th of what is used, */
 	FREE_LEAST = 1 << 11,  /* and a sixteenth of a pack */
+	ROOMS = 1000,        /* attempts to make room for one block before others are believed to take it each time */
 	LOOK = 4,            /* packs and groups looked at for a run that fits in the class below the safe one */
 	PLENTY_SHIFT = 2,    /* a shard has plenty when it has a 4th of its chunks free, */
 	PLENTY = 1 << 14,    /* and so many */
@@ -267,7 +268,8 @@ static bool much_is_free(const struct em_shard *s, int kind)
 	       s->free_chunks[kind] >= (s->usable_chunks[kind] - s->free_chunks[kind]) >> FREE_SHIFT;
 }
 
-static int make_pack(struct em_shard *s, int kind, uint64_t need)
+/* `need` bytes side by side, for a block of `bytes`. */
+static int make_pack(struct em_shard *s, int kind, uint64_t need, uint64_t bytes)
 {
 	execmem_domain *d = s->domain;
 	/* The first of a kind starts small; so does one that is wanted for its unbroken run only, when much is free elsewhere. */
@@ -279,14 +281,14 @@ static int make_pack(struct em_shard *s, int kind, uint64_t need)
 
 	while (usable < need)
 		usable *= 2;
-	leave(s, need);
+	leave(s, bytes);
 	err = claim_some(s, kind, 1, need, &pack);
 	if (err == 0)
 		err = small ? em_map_grow(&d->map, pack, kind, 0, usable) : em_map_complete(&d->map, pack, kind, 0, &huge);
 	mapped = err == 0;
 	if (err < 0 && pack != EM_PACK_NONE)
 		unclaim(d, pack, 1);
-	closed = come_back(s, need);
+	closed = come_back(s, bytes);
 	if (mapped && closed == 0 && (!small || s->small[kind] == EM_PACK_NONE)) {
 		adopt_new(s, pack, kind, usable, huge);
 	} else if (mapped) { /* closed, or somebody who shares the shard was quicker */
@@ -295,6 +297,14 @@ static int make_pack(struct em_shard *s, int kind, uint64_t need)
 	}
 	return closed < 0 ? closed : err;
 }
+
+struct want {
+	int kind;
+	uint32_t chunks, align;
+	uint32_t worst; /* a run this long holds the block wherever it starts */
+	unsigned own;  /* no run of a class below the block's own holds it */
+	unsigned safe; /* every run of this class and above does, wherever it starts */
+};
 
 /* ---- packs: draining ---- */
 
@@ -393,18 +403,22 @@ static void move_counts(struct em_shard *from, struct em_shard *to, const execme
 
 static bool empty_park(struct em_shard *s, int kind);
 
-/* The emptiest full pack of a shard that has plenty, when it has plenty too. */
-static uint32_t pack_to_spare(const struct em_shard *s, int kind)
+/* The emptiest of the packs of a shard that hold the block for sure; a full one with plenty of room, unless in need. EM_PACK_NONE: none. */
+static uint32_t pack_to_spare(const struct em_shard *s, const struct want *w, bool in_need)
 {
 	const execmem_domain *d = s->domain;
-	uint32_t best = EM_PACK_NONE, used = EXECMEM_PACK_CHUNKS - (EXECMEM_PACK_CHUNKS >> PLENTY_SHIFT) + 1;
+	uint32_t best = EM_PACK_NONE;
+	uint32_t used = in_need ? EXECMEM_PACK_CHUNKS : EXECMEM_PACK_CHUNKS - (EXECMEM_PACK_CHUNKS >> PLENTY_SHIFT) + 1;
 
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
-		const execmem_pack *p = &d->ledger.packs[pack];
+		struct em_pack p = em_ledger_pack(&d->ledger, pack);
+		bool full = p.record->state == EXECMEM_PACK_FULL, small = p.record->state == EXECMEM_PACK_SMALL && in_need;
 
-		if (d->shard_of[pack] == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && p->used_chunks < used) {
+		/* A small one can be grown until it holds the block, perhaps. */
+		if (d->shard_of[pack] == s->number && (full || small) && p.record->kind == w->kind && p.record->used_chunks < used &&
+		    (small || em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES)) {
 			best = pack;
-			used = p->used_chunks;
+			used = p.record->used_chunks;
 		}
 	}
 	return best;
@@ -417,6 +431,10 @@ static void take_over(struct em_shard *from, struct em_shard *to, uint32_t pack)
 	struct em_classes classes = em_pack_classes(p), none = {0};
 
 	undrain(from, pack);
+	if (from->small[p.record->kind] == pack) {
+		from->small[p.record->kind] = EM_PACK_NONE;
+		to->small[p.record->kind] = pack; /* it has none, or would have grown it */
+	}
 	em_index_update(&from->index[p.record->kind], pack, classes, none);
 	move_counts(from, to, p.record);
 	p.record->shard = (uint8_t)to->number;
@@ -432,16 +450,16 @@ static bool has_plenty(const struct em_shard *s, int kind)
 	return free >= PLENTY && free >= __atomic_load_n(&s->usable_chunks[kind], __ATOMIC_RELAXED) >> PLENTY_SHIFT;
 }
 
-static bool take_over_from(struct em_shard *from, struct em_shard *s, int kind)
+static bool take_over_from(struct em_shard *from, struct em_shard *s, const struct want *w, bool in_need)
 {
 	struct em_shard *low = from->number < s->number ? from : s, *high = low == s ? from : s;
 	uint32_t pack = EM_PACK_NONE;
 
 	em_sys_lock(low->lock);
 	em_sys_lock(high->lock);
-	if (s->domain->open && has_plenty(from, kind)) {
-		(void)empty_park(from, kind);
-		pack = pack_to_spare(from, kind);
+	if (s->domain->open && (in_need ? s->small[w->kind] == EM_PACK_NONE : has_plenty(from, w->kind))) {
+		(void)empty_park(from, w->kind);
+		pack = pack_to_spare(from, w, in_need);
 		if (pack != EM_PACK_NONE)
 			take_over(from, s, pack);
 	}
@@ -451,47 +469,46 @@ static bool take_over_from(struct em_shard *from, struct em_shard *s, int kind)
 }
 
 /* True: a pack of another shard is ours now. The lock was given up; when the domain was closed meanwhile *closed is the error. */
-static bool take_over_any(struct em_shard *s, int kind, uint64_t bytes, int *closed)
+static bool take_over_any(struct em_shard *s, const struct want *w, bool in_need, int *closed)
 {
 	execmem_domain *d = s->domain;
+	uint64_t bytes = (uint64_t)w->chunks << EM_CHUNK_SHIFT;
 	uint32_t shards = atomic_load(&d->shard_count);
 	bool left = false, took = false;
 
 	*closed = 0;
 	for (uint32_t i = 0; i < shards && !took; i++) {
-		if (i == s->number || !has_plenty(d->shards[i], kind))
+		if (i == s->number || !(in_need || has_plenty(d->shards[i], w->kind)))
 			continue;
 		if (!left)
 			leave(s, bytes);
 		left = true;
-		took = take_over_from(d->shards[i], s, kind);
+		took = take_over_from(d->shards[i], s, w, in_need);
 	}
 	if (left)
 		*closed = come_back(s, bytes);
 	return took;
 }
 
-/* Makes it likely that the next look finds `chunks`: grows the small pack, else gets or makes a pack. */
-static int make_room(struct em_shard *s, int kind, uint32_t chunks)
+/* Makes it likely that the next look finds a run: grows the small pack, else gets or makes a pack. */
+static int make_room(struct em_shard *s, const struct want *w)
 {
-	uint64_t need = (uint64_t)chunks << EM_CHUNK_SHIFT;
-	int closed;
+	uint64_t need = (uint64_t)w->worst << EM_CHUNK_SHIFT;
+	int closed, err;
 
-	if (s->small[kind] != EM_PACK_NONE)
-		return grow_small(s, kind, need);
-	if (take_over_any(s, kind, need, &closed) || closed < 0)
+	if (s->small[w->kind] != EM_PACK_NONE)
+		return grow_small(s, w->kind, need);
+	if (take_over_any(s, w, false, &closed) || closed < 0)
 		return closed;
-	return make_pack(s, kind, need);
+	err = make_pack(s, w->kind, need, (uint64_t)w->chunks << EM_CHUNK_SHIFT);
+	if (err != EXECMEM_EWINDOW) /* else the addresses are all taken, and others may have room in theirs */
+		return err;
+	if (take_over_any(s, w, true, &closed) || closed < 0)
+		return closed;
+	return window_full(s->domain, need);
 }
 
 /* ---- packs: taking and giving chunks ---- */
-
-struct want {
-	int kind;
-	uint32_t chunks, align;
-	unsigned own;  /* no run of a class below the block's own holds it */
-	unsigned safe; /* every run of this class and above does, wherever it starts */
-};
 
 static bool take_from(struct em_shard *s, const struct want *w, unsigned cls, uint32_t pack, unsigned groups, uint32_t *first)
 {
@@ -679,11 +696,15 @@ void em_supply_give(struct em_shard *s, uint32_t pack, uint32_t first)
 int em_supply_take(struct em_shard *s, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first)
 {
 	uint32_t worst = chunks + align - 1 < EXECMEM_PACK_CHUNKS ? chunks + align - 1 : EXECMEM_PACK_CHUNKS;
-	struct want w = {
-		.kind = kind, .chunks = chunks, .align = align, .own = em_pack_class(chunks), .safe = em_pack_class_for(worst)};
+	struct want w = {.kind = kind,
+	                 .chunks = chunks,
+	                 .align = align,
+	                 .worst = worst,
+	                 .own = em_pack_class(chunks),
+	                 .safe = em_pack_class_for(worst)};
 	unsigned cls;
 
-	for (;;) {
+	for (int rooms = 0;; rooms++) { /* what was made can be gone when the lock is back, but not for ever */
 		int err;
 
 		if (w.own < w.safe && take_unsure(s, &w, LOOK, LOOK, pack, first))
@@ -696,7 +717,7 @@ int em_supply_take(struct em_shard *s, int kind, uint32_t chunks, uint32_t align
 			return 0;
 		if (undrain_for(s, &w) || empty_park(s, kind))
 			continue;
-		err = make_room(s, kind, worst);
+		err = rooms < ROOMS ? make_room(s, &w) : window_full(s->domain, (uint64_t)worst << EM_CHUNK_SHIFT);
 		if (err < 0)
 			return err;
 	}
@@ -704,7 +725,12 @@ int em_supply_take(struct em_shard *s, int kind, uint32_t chunks, uint32_t align
 
 bool em_supply_take_run(struct em_shard *s, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first)
 {
-	struct want w = {.kind = kind, .chunks = chunks, .align = 1, .own = em_pack_class(chunks), .safe = em_pack_class_for(chunks)};
+	struct want w = {.kind = kind,
+	                 .chunks = chunks,
+	                 .align = 1,
+	                 .worst = chunks,
+	                 .own = em_pack_class(chunks),
+	                 .safe = em_pack_class_for(chunks)};
 	unsigned cls;
 
 	return em_index_best(&s->index[kind], w.safe, &cls, pack) && take_from(s, &w, cls, *pack, EXECMEM_PACK_WORDS, first);

@@ -102,6 +102,12 @@ static inline void em_sys_lock(struct em_lock *lock)
 	em_sys_lock_slow(lock);
 }
 
+/* The holder came by its flag, and the bias is not being withdrawn. */
+static inline bool em_sys_lock_is_biased(const struct em_lock *lock)
+{
+	return lock->by_flag && atomic_load_explicit(&lock->bias, memory_order_relaxed) != 0;
+}
+
 static inline void em_sys_unlock(struct em_lock *lock)
 {
 	if (EM_LIKELY(lock->by_flag))

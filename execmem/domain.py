@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from execmem.memory import BytesLike, Libc, Words, WordsLike
 
 FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+READINGS: Final = 5  # of a ledger that changes under the reader
 GONE: Final = (lib.EXECMEM_ECLOSED, lib.EXECMEM_EFORKED)  # a __del__ that meets these has nothing left to do
 
 
@@ -694,7 +695,8 @@ class Domain(DomainBase):
         """Return the records of live blocks, by address: a copy; about 1 ms a pack.
 
         The columns are address, size (bytes asked for), name (see ``names``), born_ms, state (1 reserved, 2 filled) and
-        kind (0 text, 1 rodata, 2 data).
+        kind (0 text, 1 rodata, 2 data). While other threads place and free, it is read anew up to five times for a
+        picture of one moment; if they never pause, rows of what changed meanwhile may be wrong.
 
         >>> import execmem
         >>> with execmem.Domain("doc") as domain:
@@ -705,7 +707,13 @@ class Domain(DomainBase):
         """
         with GATE:
             header = self._ledger()
-            return ledger.read_blocks(self._raw(header), header)
+            raw = self._raw(header)
+            for _ in range(READINGS):
+                before = self._count("frees"), self._count("allocs")
+                blocks = ledger.read_blocks(raw, header)
+                if before == (self._count("frees"), self._count("allocs")):
+                    break
+            return blocks
 
     def events(self) -> npt.NDArray[np.void]:
         """Return recent events, oldest first: a copy of the last 4,096 of each shard; about 0.1 ms a shard.
@@ -813,7 +821,8 @@ class Domain(DomainBase):
     def __len__(self) -> int:
         """Return the number of live blocks of its own."""
         with GATE:
-            return self._count("allocs") - self._count("frees")
+            frees = self._count("frees")  # first: who is counted as freed is then counted as given out too
+            return self._count("allocs") - frees
 
     def __bool__(self) -> bool:
         """Say yes: an empty domain is a domain."""

@@ -157,7 +157,107 @@ static void one_takes_over_what_another_left(void)
 	EXPECT(execmem_domain_close(domain, 1) == 0);
 }
 
+static void *place_one(void *arg)
+{
+	void *out = NULL;
+
+	EXPECT(execmem_place(domain, EXECMEM_TEXT, bytes, (uintptr_t)arg, 16, NULL, &out) == 0);
+	return out;
+}
+
+static void place_elsewhere(uintptr_t size)
+{
+	pthread_t thread;
+
+	EXPECT(pthread_create(&thread, NULL, place_one, (void *)size) == 0);
+	pthread_join(thread, NULL);
+}
+
+static void a_full_window_is_shared(void)
+{
+	execmem_options options = {.name = "narrow", .write_mode = EXECMEM_MODE_ALIAS, .window = 2 << 20};
+	void *out[4000];
+	int placed = 0;
+
+	snprintf(test_context, sizeof test_context, "a window of one pack");
+	EXPECT(execmem_domain_open(&options, &domain) == 0);
+	EXPECT(execmem_place(domain, EXECMEM_TEXT, bytes, 64, 16, NULL, &out[0]) == 0);
+	place_elsewhere(64); /* a small pack changes hands */
+	EXPECT_LAWFUL(domain);
+	place_elsewhere(SIZE_MAX_); /* and grows there */
+	EXPECT(execmem_domain_close(domain, 1) == 0);
+	options.window = 8 << 20;
+	EXPECT(execmem_domain_open(&options, &domain) == 0);
+	for (; placed < 4000 && execmem_place(domain, EXECMEM_TEXT, bytes, 2200, 16, NULL, &out[placed]) == 0; placed++)
+		;
+	EXPECT(execmem_error_code() == EXECMEM_EWINDOW);
+	for (int i = 0; i < placed; i += 9) /* not enough for anybody to have plenty */
+		EXPECT(execmem_free_in(domain, out[i]) == 0);
+	place_elsewhere(2200);
+	EXPECT_LAWFUL(domain);
+	EXPECT(execmem_domain_close(domain, 1) == 0);
+}
+
+/* ---- an aligned block waits for its pack ---- */
+
+static void *place_aligned(void *arg)
+{
+	void *out;
+
+	(void)arg;
+	for (int i = 0; i < rounds / 100 + 3; i++)
+		EXPECT(execmem_alloc_in(domain, EXECMEM_TEXT, 1 << 20, 4096, NULL, &out) == 0);
+	atomic_store(&stop, 1);
+	return NULL;
+}
+
+static void what_waits_is_counted(void)
+{
+	execmem_options options = {.name = "aligned", .write_mode = EXECMEM_MODE_ALIAS};
+	pthread_t thread;
+
+	snprintf(test_context, sizeof test_context, "aligned blocks");
+	EXPECT(execmem_domain_open(&options, &domain) == 0);
+	atomic_store(&stop, 0);
+	EXPECT(pthread_create(&thread, NULL, place_aligned, NULL) == 0);
+	while (!atomic_load(&stop)) {
+		execmem_shard sum;
+
+		EXPECT_LAWFUL(domain);
+		EXPECT(execmem_domain_count(domain, &sum) == 0 && sum.allocs >= sum.frees);
+	}
+	pthread_join(thread, NULL);
+	EXPECT(execmem_domain_close(domain, 1) == 0);
+}
+
 /* ---- closing while others are inside ---- */
+
+static void *ask_until_closed(void *arg)
+{
+	(void)arg;
+	while (execmem_domain_ledger(domain))
+		(void)execmem_domain_check(domain);
+	return NULL;
+}
+
+/* Whoever asks while it closes leaves no lock behind. */
+static void closed_while_asked(void)
+{
+	execmem_options options = {.name = "asked", .write_mode = EXECMEM_MODE_ALIAS};
+	pthread_t thread[3];
+	void *out;
+
+	snprintf(test_context, sizeof test_context, "asked while closing");
+	for (int i = 0; i < rounds / 20 + 10; i++) {
+		EXPECT(execmem_domain_open(&options, &domain) == 0);
+		for (int t = 0; t < 3; t++)
+			EXPECT(pthread_create(&thread[t], NULL, ask_until_closed, NULL) == 0);
+		EXPECT(execmem_domain_close(domain, 1) == 0);
+		EXPECT(execmem_place(domain, EXECMEM_TEXT, bytes, 64, 16, NULL, &out) == EXECMEM_ECLOSED);
+		for (int t = 0; t < 3; t++)
+			pthread_join(thread[t], NULL);
+	}
+}
 
 static void *place_until_closed(void *arg)
 {
@@ -197,6 +297,9 @@ int main(int argc, char **argv)
 	run(EXECMEM_MODE_ALIAS, THREADS);
 	run(EXECMEM_MODE_SYSCALL, THREADS);
 	one_takes_over_what_another_left();
+	a_full_window_is_shared();
+	what_waits_is_counted();
+	closed_while_asked();
 	close_under_way(EXECMEM_MODE_ALIAS);
 	close_under_way(EXECMEM_MODE_SYSCALL);
 	puts("ok");
