@@ -181,24 +181,40 @@ static void end_run(struct batch *b)
 	run->next = run->end = 0;
 }
 
-static void start_run(struct batch *b, size_t i)
+/* Chunks of the elements from i on that a run is to hold, *many at most; *many: how many they are. */
+static uint32_t sum_chunks(const struct batch *b, size_t i, size_t *many)
 {
-	struct em_run *run = &b->run;
-	uint32_t chunks = 0, first;
-	size_t end = i;
+	uint32_t chunks = 0;
+	size_t most = b->count - i < *many ? b->count - i : *many;
 
-	end_run(b);
-	for (; end < b->count && end < i + RUN_BLOCKS; end++) {
-		uint64_t size = size_of(b, end), more = (size + EXECMEM_CHUNK - 1) >> EM_CHUNK_SHIFT;
+	for (*many = 0; *many < most; ++*many) {
+		uint64_t more = (size_of(b, i + *many) + EXECMEM_CHUNK - 1) >> EM_CHUNK_SHIFT;
 
 		if (more == 0 || more > RUN_LARGEST || chunks + more > RUN_CHUNKS)
 			break;
 		chunks += (uint32_t)more;
 	}
-	if (b->r.align <= EXECMEM_CHUNK && end > i + 1 && em_supply_take_run(b->s, b->r.kind, chunks, &run->pack, &first))
-		*run = (struct em_run){.pack = run->pack, .next = first, .end = first + chunks, .fresh = true};
-	else
-		b->singly = end > i ? end : i + 1;
+	return chunks;
+}
+
+/* Takes the longest run there is for the elements from i on, of those tried: for half as many each time. */
+static void start_run(struct batch *b, size_t i)
+{
+	struct em_run *run = &b->run;
+	size_t many = RUN_BLOCKS, first_try = 0;
+
+	end_run(b);
+	do {
+		uint32_t chunks = sum_chunks(b, i, &many), first;
+
+		first_try = first_try ? first_try : many;
+		if (b->r.align <= EXECMEM_CHUNK && many > 1 && em_supply_take_run(b->s, b->r.kind, chunks, &run->pack, &first)) {
+			*run = (struct em_run){.pack = run->pack, .next = first, .end = first + chunks, .fresh = true};
+			return;
+		}
+		many /= 2;
+	} while (many > 1);
+	b->singly = i + (first_try ? first_try : 1);
 }
 
 /* Allocates element i. */

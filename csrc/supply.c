@@ -227,6 +227,8 @@ static int grow_small(struct em_shard *s, int kind, uint64_t need)
 
 	while (to < from + need)
 		to *= 2;
+	if (s->packs_of[kind] > 1 && to > EM_SUPPLY_SMALL_MAX) /* a later one: by steps, and further */
+		to = em_round_up(from + need, EM_SUPPLY_SMALL_MAX);
 	if (to > (s->packs_of[kind] > 1 ? EM_SUPPLY_LATER_MAX : EM_SUPPLY_SMALL_MAX))
 		return complete_small(s, pack, kind, from);
 	err = em_map_grow(&s->domain->map, pack, kind, from, to);

@@ -10,7 +10,7 @@ enum {
 	EM_SUPPLY_SMALL_MIN = 32 << 10, /* the first pack of a kind opens with this much */
 	EM_SUPPLY_SMALL_MAX = 256 << 10, /* beyond it the pack is completed and collapsed; docs/performance.md tells why here */
 	EM_SUPPLY_JOIN = 4 << 20, /* used bytes above which joining free runs is worth more than keeping blocks whole */
-	EM_SUPPLY_LATER_MAX = 1 << 20, /* the same for later ones that start small: they are the last resort, and seldom filled */
+	EM_SUPPLY_LATER_MAX = 7 << 18, /* the same for later ones that start small: they are the last resort, and seldom filled */
 };
 
 /* Takes chunks from a pack of that kind, making one when it must: the shard's lock is given up meanwhile, and the domain may be closed
