@@ -221,9 +221,11 @@ def read_events(raw: npt.NDArray[np.uint8], header: Any) -> npt.NDArray[np.void]
     """Return what the rings of a ledger hold, oldest first; ``raw`` is the whole ledger as bytes."""
     shards = raw[header.shards_offset :][: header.shards * SHARD_DTYPE.itemsize].view(SHARD_DTYPE)
     size = header.events_max * EVENT_DTYPE.itemsize
-    rings = []
+    rings, times = [], []
     for number, written in enumerate(shards["events"].tolist()):
         ring = raw[header.events_offset + number * size :][:size].view(EVENT_DTYPE)
         rings.append(np.roll(ring, -(written % len(ring)))[-min(written, len(ring)) :] if written else ring[:0])
+        # A batch has the time of its start, and a pack made on the way its own: a ring is in order all the same.
+        times.append(np.maximum.accumulate(rings[-1]["time_ms"]))
     events = np.concatenate(rings)
-    return events[np.argsort(events["time_ms"], kind="stable")]
+    return events[np.argsort(np.concatenate(times), kind="stable")]

@@ -510,6 +510,17 @@ def test_tables_show_the_domain() -> None:
         del header, packs, shards, table, extra
 
 
+def test_events_of_a_ring_stay_in_order_when_a_batch_makes_a_pack() -> None:
+    """The batch's time is read once, so the pack's is later than that of the blocks after it."""
+    for _ in range(20):
+        with execmem.Domain("order") as domain:
+            blocks = domain.place_many([ADD7] * 4_000)  # fewer than the ring holds
+            events = domain.events()
+            assert lib.EXECMEM_EVENT_PACK in events["op"]
+            assert (np.diff(events["sequence"].astype(np.int64)) == 1).all()
+            del blocks
+
+
 def test_a_table_keeps_its_domain() -> None:
     packs = execmem.Domain("dropped").packs()
     gc.collect()
