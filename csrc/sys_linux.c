@@ -810,8 +810,7 @@ static void withdraw_bias(struct em_lock *lock)
 		em_sys_nap();
 }
 
-/* A futex lock that spins first: a shard is held for a fraction of a microsecond as a rule, and to sleep and be woken costs ten. No pause
- * instruction: on virtual machines many of them in a row call the hypervisor, and waiting takes ten times as long. */
+/* A futex lock that spins first: a shard is held for a fraction of a microsecond as a rule, and to sleep and be woken costs ten. */
 static void take_state(struct em_lock *lock)
 {
 	for (int spin = 0; spin < SPINS; spin++) {
