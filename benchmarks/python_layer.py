@@ -55,28 +55,32 @@ class Subject:
     """A call to be timed, with how many blocks it handles and how often a round makes it."""
 
     def __init__(self, name: str, call: Call, blocks: int = 1, before: Call | None = None) -> None:
-        """Take a call; `before` runs ahead of each call, off the clock, and lets a round make one call only."""
+        """Take a call; `before` runs ahead of each call, off the clock."""
         self.name, self.call, self.blocks, self.before = name, call, blocks, before
         self.times = 1
         self.ns: list[float] = []
 
     def _time(self) -> int:
         call = self.call
-        if self.before is not None:
-            self.before()
-        start = time.process_time_ns()
+        if self.before is None:
+            start = time.process_time_ns()
+            for _ in range(self.times):
+                call()
+            return time.process_time_ns() - start
+        took = 0
         for _ in range(self.times):
+            self.before()
+            start = time.process_time_ns()
             call()
-        return time.process_time_ns() - start
+            took += time.process_time_ns() - start
+        return took
 
     def calibrate(self, round_ns: int) -> None:
         """Decide how many calls fill a round."""
-        while self.before is None and (took := self._time()) < round_ns:
+        while (took := self._time()) < round_ns:
             self.times = max(self.times + 1, min(self.times * 10, int(self.times * round_ns / max(took, 1))))
             if took > round_ns * 0.8:
                 break
-        if self.before is not None:
-            self._time()
 
     def round(self) -> None:
         """Take one more figure."""

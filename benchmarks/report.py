@@ -362,9 +362,9 @@ def syscall_goals(data: Data) -> list[Goal]:
     for live in (LIVES[0], LIVES[2]):
         row = cycle(data, SYSCALL, live)
         for name, what in (("64", "64 bytes"), ("mix", "lognormal")):
-            place, copy = row.get(f"many_{name}_place_ns"), row.get(f"many_{name}_copy_ns")
+            place, copy = row.get(f"many_{name}_place_ns"), row.get(f"many_{name}_pwrite_ns")
             rest = None if place is None or copy is None else place - copy
-            note = "" if rest is None else f"{number(place)} ns with a copy of {number(copy)} ns"
+            note = "" if rest is None else f"{number(place)} ns; one `pwrite` of all the bytes: {number(copy)} ns"
             found.append(Goal(f"place_many of 1,000, {what}, beside {live:,}", rest, 60, unit=" ns", note=note))
     return found
 

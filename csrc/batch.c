@@ -12,7 +12,7 @@ enum {
 	STAGE = 32768, /* bytes gathered for one write */
 	RUN_BLOCKS = 64, /* blocks, */
 	RUN_CHUNKS = 512, /* and chunks, taken in one piece */
-	RUN_LARGEST = 64, /* chunks of a block that is not worth it */
+	RUN_LARGEST = 64, /* chunks of a block that is not worth it; fits 8 bits */
 };
 
 static int at_index(int err, size_t index)
@@ -168,21 +168,45 @@ static uint64_t size_of(const struct batch *b, size_t i)
 	return b->sizes ? b->sizes[i] : b->offsets[i + 1] - b->offsets[i];
 }
 
-/* Gives back what is left of the run. */
+/* Gives back what is left of the run: a batch that fails midway does not use it up. */
 static void end_run(struct batch *b)
 {
 	struct em_run *run = &b->run;
 
 	if (run->next < run->end) {
-		if (!run->fresh)
-			em_pack_cut(em_ledger_pack(&b->s->domain->ledger, run->pack), run->next);
+		em_ledger_drop_blocks(&b->s->domain->ledger, run->pack, run->next, run->end);
+		em_pack_join(em_ledger_pack(&b->s->domain->ledger, run->pack), run->next, run->end);
 		em_supply_give(b->s, run->pack, run->next);
 	}
 	run->next = run->end = 0;
 }
 
-/* Chunks of the elements from i on that a run is to hold, *many at most; *many: how many they are. */
-static uint32_t sum_chunks(const struct batch *b, size_t i, size_t *many)
+/* Takes a run for as many blocks of these lengths, `chunks` in all; false: no free run is long enough. */
+static bool take_run(struct batch *b, size_t many, const uint8_t lengths[RUN_BLOCKS], uint32_t chunks)
+{
+	struct em_ledger *l = &b->s->domain->ledger;
+	struct em_run *run = &b->run;
+	uint32_t at;
+
+	if (!em_supply_take_run(b->s, b->r.kind, chunks, &run->pack, &run->next))
+		return false;
+	run->end = run->next + chunks;
+	run->block = NULL;
+	at = run->next;
+	for (size_t k = 0; k + 1 < many; k++) {
+		at += lengths[k];
+		em_pack_cut(em_ledger_pack(l, run->pack), at);
+	}
+	if (EM_LIKELY(em_ledger_add_blocks(l, run->pack, run->next, run->end)))
+		return true;
+	em_pack_join(em_ledger_pack(l, run->pack), run->next, run->end);
+	em_supply_give(b->s, run->pack, run->next);
+	run->next = run->end = 0;
+	return false;
+}
+
+/* Chunks of the elements from i on that a run is to hold, *many at most; *many: how many they are; lengths: chunks of each. */
+static uint32_t sum_chunks(const struct batch *b, size_t i, size_t *many, uint8_t lengths[RUN_BLOCKS])
 {
 	uint32_t chunks = 0;
 	size_t most = b->count - i < *many ? b->count - i : *many;
@@ -192,6 +216,7 @@ static uint32_t sum_chunks(const struct batch *b, size_t i, size_t *many)
 
 		if (more == 0 || more > RUN_LARGEST || chunks + more > RUN_CHUNKS)
 			break;
+		lengths[*many] = (uint8_t)more;
 		chunks += (uint32_t)more;
 	}
 	return chunks;
@@ -200,18 +225,15 @@ static uint32_t sum_chunks(const struct batch *b, size_t i, size_t *many)
 /* Takes the longest run there is for the elements from i on, of those tried: for half as many each time. */
 static void start_run(struct batch *b, size_t i)
 {
-	struct em_run *run = &b->run;
 	size_t many = RUN_BLOCKS, first_try = 0;
+	uint8_t lengths[RUN_BLOCKS];
 
-	end_run(b);
 	do {
-		uint32_t chunks = sum_chunks(b, i, &many), first;
+		uint32_t chunks = sum_chunks(b, i, &many, lengths);
 
 		first_try = first_try ? first_try : many;
-		if (b->r.align <= EXECMEM_CHUNK && many > 1 && em_supply_take_run(b->s, b->r.kind, chunks, &run->pack, &first)) {
-			*run = (struct em_run){.pack = run->pack, .next = first, .end = first + chunks, .fresh = true};
+		if (b->r.align <= EXECMEM_CHUNK && many > 1 && take_run(b, many, lengths, chunks))
 			return;
-		}
 		many /= 2;
 	} while (many > 1);
 	b->singly = i + (first_try ? first_try : 1);
@@ -448,47 +470,83 @@ static void unmark_dying(const struct hold *h, size_t from, size_t to, const uin
 	}
 }
 
-/* Makes blank, by one write, the blocks from `from` on that lie one behind the other in the order given; *to: the first that does not. */
-static int blank_row(const struct hold *h, size_t count, const uint64_t *addresses, size_t from, size_t *to)
-{
-	struct em_place first, at;
-	uint64_t end;
-	bool filled;
+/* Elements `from` to `to` of a batch: blocks that lie one behind the other in the order given, in one pack. */
+struct row {
+	size_t from, to;
+	struct em_place all; /* the first, with the chunks of all */
+	bool filled;         /* one is not blank */
+};
 
-	em_always(find_start(h, addresses[from], &first) == 0); /* it was marked under this lock */
-	end = first.address + ((uint64_t)first.chunks << EM_CHUNK_SHIFT);
-	filled = !(first.block->state & EXECMEM_BLOCK_RESERVED);
-	for (*to = from + 1; *to < count && !first.span && addresses[*to] == end; ++*to) {
-		em_always(find_start(h, addresses[*to], &at) == 0);
-		if (at.pack != first.pack)
+static void find_row(const struct hold *h, size_t count, const uint64_t *addresses, size_t from, struct row *row)
+{
+	struct em_place at;
+	uint64_t end;
+
+	row->from = row->to = from;
+	row->filled = false;
+	do {
+		em_always(find_start(h, addresses[row->to], &at) == 0); /* it was marked under this lock */
+		if (row->to == from)
+			row->all = at;
+		else if (at.pack != row->all.pack)
 			break;
-		end += (uint64_t)at.chunks << EM_CHUNK_SHIFT;
-		filled |= !(at.block->state & EXECMEM_BLOCK_RESERVED);
+		else
+			row->all.chunks += at.chunks;
+		row->filled |= !(at.block->state & EXECMEM_BLOCK_RESERVED);
+		end = at.address + ((uint64_t)at.chunks << EM_CHUNK_SHIFT);
+		row->to++;
+	} while (row->to < count && !at.span && addresses[row->to] == end);
+}
+
+static int blank_row(struct em_shard *s, const struct row *row, bool *cold)
+{
+	*cold = false;
+	if (!row->filled)
+		return 0;
+	if (!s->domain->plain)
+		return em_block_blank_slow(s, &row->all, (uint64_t)row->all.chunks << EM_CHUNK_SHIFT);
+	*cold = em_block_blank_plain(s, &row->all);
+	return 0;
+}
+
+/* A lone block may be parked; a row becomes one free run, for the next batch. */
+static void drop_row(const struct hold *h, struct em_shard *s, const uint64_t *addresses, const struct row *row, bool cold,
+                     uint32_t ms)
+{
+	struct em_ledger *l = &h->d->ledger;
+	uint32_t end = row->all.first + row->all.chunks;
+	struct em_place at = row->all;
+
+	if (row->to - row->from == 1) {
+		em_block_drop(s, &at, cold, ms);
+		return;
 	}
-	return filled ? em_block_blank_slow(shard_at(h, first.address), &first, end - first.address) : 0;
+	for (size_t i = row->from; i < row->to; i++) {
+		em_always(find_start(h, addresses[i], &at) == 0);
+		em_block_uncount(s, &at, ms);
+	}
+	em_ledger_drop_blocks(l, row->all.pack, row->all.first, end);
+	em_pack_join(em_ledger_pack(l, row->all.pack), row->all.first, end);
+	em_supply_give(s, row->all.pack, row->all.first);
 }
 
 /* Frees blocks that are marked. *done: those before the first that is not freed. */
 static int free_marked(const struct hold *h, size_t count, const uint64_t *addresses, size_t *done)
 {
 	uint32_t ms = em_domain_ms(h->d);
-	bool plain = h->d->plain;
-	size_t blank = 0;
 
-	for (*done = 0; *done < count; ++*done) {
-		struct em_place at;
-		struct em_shard *s;
-		int err = !plain && *done == blank ? blank_row(h, count, addresses, *done, &blank) : 0;
+	for (*done = 0; *done < count;) {
+		struct em_shard *s = shard_at(h, addresses[*done]);
+		struct row row;
+		bool cold;
+		int err;
 
+		find_row(h, count, addresses, *done, &row);
+		err = blank_row(s, &row, &cold);
 		if (EM_UNLIKELY(err < 0))
 			return at_index(err, *done);
-		em_always(find_start(h, addresses[*done], &at) == 0);
-		s = shard_at(h, at.address);
-		at.block->state &= (uint8_t)~EXECMEM_BLOCK_DYING;
-		if (!plain)
-			em_block_drop(s, &at, false, ms);
-		else
-			(void)em_block_free(s, &at, ms); /* plain stores cannot fail */
+		drop_row(h, s, addresses, &row, cold, ms);
+		*done = row.to;
 	}
 	return 0;
 }

@@ -117,7 +117,7 @@ int em_block_take(struct em_shard *s, const struct em_request *r, struct em_plac
 
 void em_block_give(struct em_shard *s, const struct em_place *at)
 {
-	em_ledger_drop_block(&s->domain->ledger, at->pack, at->first);
+	em_ledger_drop_blocks(&s->domain->ledger, at->pack, at->first, at->first + 1);
 	if (at->span)
 		em_supply_give_span(s, at->pack);
 	else

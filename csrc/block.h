@@ -162,25 +162,25 @@ EM_HOT void em_block_expect(const struct em_shard *s, int kind, uint32_t chunks)
 		__builtin_prefetch(d->map.alias + ((next + i) << EM_CHUNK_SHIFT), 1);
 }
 
-/* A run of chunks that was taken in one piece for the next blocks of a batch. Until a block is cut off, it belongs to the one before. */
+/* Chunks that were taken in one piece for the next blocks of a batch, whose heads and records are there already. */
 struct em_run {
 	uint32_t pack, next, end;
-	bool fresh; /* no block was cut off yet: the head at `next` is there */
+	uint32_t group;       /* of the last block that was cut, */
+	execmem_block *block; /* whose record this is: those of a group lie side by side. NULL: none yet */
 };
 
-/* The next block of a run; false: it does not hold one. */
-EM_HOT bool em_block_cut(struct em_shard *s, struct em_run *run, struct em_place *out)
+/* The next block of a run; false: it was the last. */
+EM_HOT bool em_block_cut(const struct em_shard *s, struct em_run *run, struct em_place *out)
 {
-	if (!run || run->end - run->next < out->chunks)
+	if (!run || run->next == run->end)
 		return false;
-	if (!run->fresh)
-		em_pack_cut(em_ledger_pack(&s->domain->ledger, run->pack), run->next);
-	run->fresh = false;
 	out->pack = run->pack;
 	out->first = run->next;
 	out->span = false;
-	out->block = em_ledger_add_block(&s->domain->ledger, run->pack, run->next);
-	em_always(out->block); /* a pack's records are as many as its chunks can need */
+	out->block = EM_LIKELY(run->block && run->next / 64 == run->group) ? run->block + 1
+	                                                                   : em_ledger_block(&s->domain->ledger, run->pack, run->next);
+	run->block = out->block;
+	run->group = run->next / 64;
 	run->next += out->chunks;
 	return true;
 }
@@ -227,10 +227,9 @@ undo_charge:
 	return err;
 }
 
-/* Forgets a block whose memory is blank. */
-EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool cold, uint32_t ms)
+/* Counts a block that goes, whose memory is blank. */
+EM_HOT void em_block_uncount(struct em_shard *s, const struct em_place *at, uint32_t ms)
 {
-	const execmem_domain *d = s->domain;
 	execmem_shard *books = s->books;
 
 	books->live_bytes -= at->size;
@@ -240,8 +239,16 @@ EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool co
 		em_block_drop_name(s, at->block->name);
 		at->block->name = 0;
 	}
-	at->block->state = EXECMEM_BLOCK_PARKED;
 	em_domain_uncharge(s, (uint64_t)at->chunks << EM_CHUNK_SHIFT);
+}
+
+/* Forgets a block whose memory is blank. */
+EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool cold, uint32_t ms)
+{
+	const execmem_domain *d = s->domain;
+
+	at->block->state = EXECMEM_BLOCK_PARKED;
+	em_block_uncount(s, at, ms);
 	if (EM_UNLIKELY(at->span) || !em_supply_park(s, em_ledger_pack(&d->ledger, at->pack), at->pack, at->first, at->chunks, cold))
 		em_block_give(s, at);
 }

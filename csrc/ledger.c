@@ -178,40 +178,100 @@ static bool move_extent(execmem_block *records, struct em_ledger_maps *maps, uin
 	return true;
 }
 
+/* Makes room for `more` records, after the first `before` of a group's `count`. */
+static bool add_records(execmem_block *records, struct em_ledger_maps *maps, uint32_t group, uint32_t before, uint32_t more,
+                        uint32_t count)
+{
+	uint8_t cls = maps->extent_class[group], to = cls;
+	execmem_block *at;
+
+	while (extent_size(to) < count + more)
+		to++;
+	if (to != cls && !move_extent(records, maps, group, count, to))
+		return false;
+	at = &records[2 * maps->extent[group]];
+	for (uint32_t i = count; i-- > before;)
+		at[i + more] = at[i];
+	for (uint32_t i = before; i < before + more; i++)
+		at[i] = (execmem_block){0};
+	return true;
+}
+
+/* The heads of a group that lie in a range. */
+static uint64_t heads_in(const struct em_ledger_maps *maps, uint32_t group, uint32_t first, uint32_t end)
+{
+	uint64_t head = maps->bits.group[group].head;
+
+	if (group == first / 64)
+		head &= ~0ull << first % 64;
+	if (group == (end - 1) / 64)
+		head &= ~0ull >> (63 - (end - 1) % 64);
+	return head;
+}
+
+/* Takes `gone` records, from the `before`-th on, out of a group's `count`. */
+static void drop_records(execmem_block *records, struct em_ledger_maps *maps, uint32_t group, uint32_t before, uint32_t gone,
+                         uint32_t count)
+{
+	execmem_block *at = &records[2 * maps->extent[group] + before];
+	uint32_t stay = count - gone;
+	uint8_t cls = maps->extent_class[group], to = stay ? cls : 0;
+
+	for (uint32_t i = before; i < stay; i++, at++)
+		*at = at[gone];
+	for (uint32_t i = 0; i < gone; i++)
+		at[i] = (execmem_block){0};
+	while (to > 1 && stay < extent_size((uint8_t)(to - 1))) /* one to spare, so that the next block does not move them back */
+		to--;
+	if (to != cls)
+		(void)move_extent(records, maps, group, stay, to); /* the table is full: stay */
+}
+
+static uint32_t heads_before(const struct em_ledger_maps *maps, uint32_t chunk)
+{
+	return em_count(maps->bits.group[chunk / 64].head & ((1ull << chunk % 64) - 1));
+}
+
 execmem_block *em_ledger_add_block(struct em_ledger *l, uint32_t pack, uint32_t first)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
-	execmem_block *records = em_ledger_records(l, pack), *block;
-	uint32_t group = first / 64;
-	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that are there */
+	uint32_t group = first / 64, count = em_count(maps->bits.group[group].head) - 1; /* of the records that are there */
 
-	if (count == extent_size(maps->extent_class[group]) &&
-	    !move_extent(records, maps, group, count, (uint8_t)(maps->extent_class[group] + 1))) {
-		em_error_set(EXECMEM_ENOMEM, "a pack's table of %d block records is full; open another domain.", RECORDS);
-		return NULL;
-	}
-	block = em_ledger_block(l, pack, first);
-	for (execmem_block *at = records + 2 * maps->extent[group] + count; at > block; at--)
-		*at = at[-1];
-	return block;
+	if (add_records(em_ledger_records(l, pack), maps, group, heads_before(maps, first), 1, count))
+		return em_ledger_block(l, pack, first);
+	em_error_set(EXECMEM_ENOMEM, "a pack's table of %d block records is full; open another domain.", RECORDS);
+	return NULL;
 }
 
-void em_ledger_drop_block(struct em_ledger *l, uint32_t pack, uint32_t first)
+bool em_ledger_add_blocks(struct em_ledger *l, uint32_t pack, uint32_t first, uint32_t end)
 {
 	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
-	execmem_block *records = em_ledger_records(l, pack), *block = em_ledger_block(l, pack, first);
-	uint32_t group = first / 64;
-	uint32_t count = em_count(maps->bits.group[group].head) - 1; /* of the records that stay */
-	execmem_block *last = &records[2 * maps->extent[group] + count];
-	uint8_t cls = maps->extent_class[group];
 
-	for (; block < last; block++)
-		*block = block[1];
-	*last = (execmem_block){0};
-	if (count == 0)
-		(void)move_extent(records, maps, group, 0, 0);
-	else if (count < extent_size((uint8_t)(cls - 1))) /* one to spare, so that the next block does not move them back */
-		(void)move_extent(records, maps, group, count, (uint8_t)(cls - 1)); /* the table is full: stay */
+	for (uint32_t group = first / 64; group <= (end - 1) / 64; group++) {
+		uint64_t heads = heads_in(maps, group, first, end);
+		uint32_t more = em_count(heads), count = em_count(maps->bits.group[group].head) - more;
+
+		if (!heads ||
+		    add_records(em_ledger_records(l, pack), maps, group, heads_before(maps, group * 64 + em_ctz(heads)), more, count))
+			continue;
+		if (group > first / 64)
+			em_ledger_drop_blocks(l, pack, first, group * 64);
+		return false;
+	}
+	return true;
+}
+
+void em_ledger_drop_blocks(struct em_ledger *l, uint32_t pack, uint32_t first, uint32_t end)
+{
+	struct em_ledger_maps *maps = em_ledger_maps_of(l, pack);
+
+	for (uint32_t group = first / 64; group <= (end - 1) / 64; group++) {
+		uint64_t heads = heads_in(maps, group, first, end);
+
+		if (heads)
+			drop_records(em_ledger_records(l, pack), maps, group, heads_before(maps, group * 64 + em_ctz(heads)), em_count(heads),
+			             em_count(maps->bits.group[group].head));
+	}
 }
 
 static void discard(void *at, uint64_t size)

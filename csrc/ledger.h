@@ -59,8 +59,10 @@ struct em_index *em_ledger_index(const struct em_ledger *ledger, uint32_t shard)
 
 /* Makes a record for the block whose head was just set; NULL (an error is set): the table is full. */
 execmem_block *em_ledger_add_block(struct em_ledger *ledger, uint32_t pack, uint32_t first);
-/* Drops the record of a block whose head is still set and is about to be cleared. */
-void em_ledger_drop_block(struct em_ledger *ledger, uint32_t pack, uint32_t first);
+/* The same for all whose heads lie in a range of chunks and were just set; false: the table is full, no record was made. */
+bool em_ledger_add_blocks(struct em_ledger *ledger, uint32_t pack, uint32_t first, uint32_t end);
+/* Drops the records of the blocks whose heads lie in a range, are still set and are about to be cleared. */
+void em_ledger_drop_blocks(struct em_ledger *ledger, uint32_t pack, uint32_t first, uint32_t end);
 void em_ledger_forget_pack(struct em_ledger *ledger, uint32_t pack); /* an empty one: its memory here goes back */
 
 /* ---- names ---- */

@@ -346,6 +346,19 @@ uint32_t em_pack_take(struct em_pack pack, unsigned cls, uint32_t chunks, uint32
 	return EM_PACK_NONE;
 }
 
+void em_pack_join(struct em_pack pack, uint32_t first, uint32_t end)
+{
+	em_assert(em_pack_is_head(pack, first));
+	for (uint32_t w = first / 64; w <= (end - 1) / 64; w++) {
+		uint64_t heads = pack.maps->group[w].head & mask_of(w, first, end);
+
+		if (w == first / 64)
+			heads &= ~(1ull << first % 64);
+		pack.maps->group[w].head &= ~heads;
+		pack.record->blocks -= em_count(heads);
+	}
+}
+
 void em_pack_give_chunks(struct em_pack pack, uint32_t first, uint32_t chunks)
 {
 	struct em_pack_maps *m = pack.maps;

@@ -169,6 +169,9 @@ static inline void em_pack_cut(struct em_pack pack, uint32_t chunk)
 	pack.record->blocks++;
 }
 
+/* Makes one block of those that start in a range of chunks, the first of which is a start. */
+void em_pack_join(struct em_pack pack, uint32_t first, uint32_t end);
+
 static inline uint32_t em_pack_give(struct em_pack pack, uint32_t first)
 {
 	uint32_t chunks = em_pack_length(pack, first);

@@ -642,7 +642,7 @@ static void give_chunks(struct em_shard *s, uint32_t pack, uint32_t first)
 
 static void give_parked(struct em_shard *s, uint32_t pack, uint32_t first)
 {
-	em_ledger_drop_block(&s->domain->ledger, pack, first);
+	em_ledger_drop_blocks(&s->domain->ledger, pack, first, first + 1);
 	s->domain->ledger.packs[pack].parked--;
 	s->domain->ledger.packs[pack].blocks++; /* what giving counts down */
 	give_chunks(s, pack, first);

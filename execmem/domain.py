@@ -80,6 +80,8 @@ if TYPE_CHECKING:
     from execmem.memory import BytesLike, Libc, Words, WordsLike
 
 FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+SPARES: Final[list[bytearray]] = []  # one at most: where ``place_many`` gathers what it is given
+SPARE_SIZE: Final = 1 << 20
 READINGS: Final = 5  # of a ledger that changes under the reader
 GONE: Final = (lib.EXECMEM_ECLOSED, lib.EXECMEM_EFORKED)  # a __del__ that meets these has nothing left to do
 
@@ -585,7 +587,7 @@ class Domain(DomainBase):
     ) -> Blocks:
         """Return new blocks that hold the given bytes; one crossing, all or none.
 
-        Cost: about 0.5 us a block in write mode ``syscall``, 0.2 us in ``alias``.
+        Cost: tens of nanoseconds a block and the copy of its bytes; ``docs/performance.md`` has it.
 
         >>> import execmem
         >>> with execmem.Domain("doc") as domain:
@@ -604,9 +606,24 @@ class Domain(DomainBase):
         bounds: Words = np.frombuffer(cast("bytearray", measured), dtype=np.uint64)
         texts = memory.to_texts(names)
         blocks = Blocks(self, np.diff(bounds), texts, kind)
-        source, live = b"".join(cast("tuple[bytes, ...]", parts)), ffi.from_buffer(blocks._live)
+        live = ffi.from_buffer(blocks._live)
+        spare = self._gathered(parts, int(bounds[-1]))
+        source = b"".join(cast("tuple[bytes, ...]", parts)) if spare is None else ffi.from_buffer(spare)
         memory.place_many(self._use(), self.number, kind, source, bounds, align, texts, blocks.addresses, live)
+        if spare is not None and not SPARES:
+            SPARES.append(spare)
         return blocks
+
+    def _gathered(self, parts: tuple[object, ...], size: int) -> bytearray | None:
+        """Return the parts one behind the other in memory that was used before; None: they are too few or too many."""
+        if not SPARE_SIZE // 8 < size <= SPARE_SIZE:
+            return None
+        try:
+            spare = SPARES.pop()
+        except IndexError:
+            spare = bytearray(SPARE_SIZE)
+        self._gather(parts, spare)
+        return spare
 
     # -- asking --
 
