@@ -324,7 +324,12 @@ def tail_goals(data: Data) -> list[Goal]:
     for live in LIVES:
         row = cycle(data, ALIAS, live)
         tail = quotient(row.get("alloc_p999_ns"), row.get("alloc_p50_ns"))
+        floor = cycle(data, "floor", live)
+        bare = number(quotient(floor.get("place_p999_ns"), floor.get("place_p50_ns")), "x", 0)
+        twin = cycle(data, "mimalloc-twin", live)
+        other = number(quotient(twin.get("alloc_p999_ns"), twin.get("alloc_p50_ns")), "x", 0)
         note = f"{number(row.get('alloc_p999_ns'))} over {number(row.get('alloc_p50_ns'))} ns" if row else ""
+        note += f"; a place of the floor: {bare}, mimalloc-twin: {other}" if row else ""
         found.append(Goal(f"alloc p99.9 / p50 at {live:,}, no new pack", tail, 10, unit="x", note=note))
     row = cycle(data, ALIAS, 100_000)
     worst = number(quotient(row.get("new_pack_worst_ns"), 1000), " us")
@@ -337,21 +342,34 @@ def thread_goals(data: Data) -> list[Goal]:
     found = []
     for live in lives:
         own, cross = (throughput(data, ALIAS, live, mode) for mode in ("own", "cross"))
-        floor = number(throughput(data, "floor", live, "own"), "x", 2)
+        floor = [number(throughput(data, "floor", live, mode), "x", 2) for mode in ("own", "cross")]
+        twin = number(throughput(data, "mimalloc-twin", live, "cross"), "x", 2)
+        note = f"the floor: {floor[1]}, mimalloc-twin: {twin}"
         found += [
-            Goal(f"two threads, own blocks, {live:,} each", own, 1.8, True, "x", f"the floor: {floor}"),
-            Goal(f"two threads, the other's blocks, {live:,} each", cross, 1.3, True, "x"),
+            Goal(f"two threads, own blocks, {live:,} each", own, 1.8, True, "x", f"the floor: {floor[0]}"),
+            Goal(f"two threads, the other's blocks, {live:,} each", cross, 1.3, True, "x", note),
         ]
+    return [*found, waiting_goal(data, lives)]
+
+
+def waiting_goal(data: Data, lives: list[int]) -> Goal:
+    """Compare long places beside packs being made with those of peers that make none: the machine's own."""
     rows = results(data, "threads")
-    beside = next((row for live in reversed(lives) if (row := find(rows, peer=ALIAS, live=live, mode="beside"))), {})
-    floor_row = find(rows, peer="floor", live=beside.get("live"), mode="beside")
-    waits = quotient(beside.get("places_over_100_us"), beside.get("pack_events"))
+    most = next((live for live in reversed(lives) if find(rows, peer=ALIAS, live=live, mode="beside")), None)
+    shares = {}
+    for peer in (ALIAS, "floor", "glibc", "mimalloc", "mimalloc-twin"):
+        row = find(rows, peer=peer, live=most, mode="beside")
+        share = quotient(row.get("places_over_100_us"), row.get("places"))
+        if share is not None:
+            shares[peer] = share * 100_000
+    own = shares.pop(ALIAS, None)
+    row = find(rows, peer=ALIAS, live=most, mode="beside")
     note = (
-        f"{number(beside.get('places_over_100_us'))} in {number(beside.get('places'))} places, "
-        f"{number(beside.get('pack_events'))} packs; the floor, which has none: "
-        f"{number(floor_row.get('places_over_100_us'))}"
+        f"{number(row.get('places_over_100_us'))} in {number(row.get('places'))}, while "
+        f"{number(row.get('pack_events'))} packs came or went; the goal is the worst peer that makes none"
     )
-    return [*found, Goal("places over 100 us for each pack made or returned beside them", waits, 0.1, note=note)]
+    worst = round(max(shares.values(), default=0), 2)
+    return Goal("places over 100 us beside packs being made, of 100,000", own, worst, note=note)
 
 
 def syscall_goals(data: Data) -> list[Goal]:
