@@ -343,7 +343,7 @@ static int stage_block(struct stage *st, const struct em_place *at, size_t index
 /* Places the elements in order. *placed: those that have a block; *written: those before the first whose bytes may be missing. */
 static int place_all(struct stage *st, struct batch *b, const uint8_t *src, uint64_t *out, size_t *placed, size_t *written)
 {
-	bool direct = b->s->domain->plain || b->r.kind == EXECMEM_DATA;
+	bool direct = b->s->plain || b->r.kind == EXECMEM_DATA;
 	int err = 0;
 
 	for (*placed = 0; *placed < b->count; ++*placed) {
@@ -409,6 +409,8 @@ static int check_fill(const struct hold *h, uint64_t dst, uint64_t size, struct 
 		err = em_error_set(EXECMEM_EBOUNDS, "writing %llu bytes at %#llx would leave its block of %llu bytes at %#llx.",
 		                   (unsigned long long)size, (unsigned long long)dst, (unsigned long long)at->size,
 		                   (unsigned long long)at->address);
+	if (EM_UNLIKELY(err == 0 && size > 0))
+		err = em_block_refuse_write(shard_at(h, dst), at);
 	return err;
 }
 
@@ -503,7 +505,7 @@ static int blank_row(struct em_shard *s, const struct row *row, bool *cold)
 	*cold = false;
 	if (!row->filled)
 		return 0;
-	if (!s->domain->plain)
+	if (!s->plain)
 		return em_block_blank_slow(s, &row->all, (uint64_t)row->all.chunks << EM_CHUNK_SHIFT);
 	*cold = em_block_blank_plain(s, &row->all);
 	return 0;
@@ -541,6 +543,19 @@ static int free_marked(const struct hold *h, size_t count, const uint64_t *addre
 		bool cold;
 		int err;
 
+		if (EM_UNLIKELY(s->shared)) { /* each by itself: some may have to be held */
+			struct em_place at;
+
+			em_always(find_start(h, addresses[*done], &at) == 0);
+			at.block->state &= (uint8_t)~EXECMEM_BLOCK_DYING;
+			err = em_block_free(s, &at, ms);
+			if (EM_UNLIKELY(err < 0)) {
+				at.block->state |= EXECMEM_BLOCK_DYING; /* until it is taken back from all */
+				return at_index(err, *done);
+			}
+			++*done;
+			continue;
+		}
 		find_row(h, count, addresses, *done, &row);
 		err = blank_row(s, &row, &cold);
 		if (EM_UNLIKELY(err < 0))

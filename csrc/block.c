@@ -1,6 +1,7 @@
 /* block: what is rare in alloc, fill and free, and so is not inline in block.h. */
 #include "block.h"
 #include "error.h"
+#include "fork.h"
 
 #include <string.h>
 
@@ -73,7 +74,7 @@ int em_block_find(const struct em_shard *s, uint64_t address, struct em_place *o
 	if (chunk == EM_PACK_NONE)
 		return no_block(address);
 	fill_place(d, pack, chunk, out);
-	if (out->block->state == EXECMEM_BLOCK_PARKED || address - out->address >= (uint64_t)out->chunks << EM_CHUNK_SHIFT)
+	if (!em_block_is_live(out->block) || address - out->address >= (uint64_t)out->chunks << EM_CHUNK_SHIFT)
 		return no_block(address);
 	return 0;
 }
@@ -97,6 +98,8 @@ int em_block_take(struct em_shard *s, const struct em_request *r, struct em_plac
 	uint32_t align = r->align > EXECMEM_CHUNK ? (uint32_t)r->align / EXECMEM_CHUNK : 1;
 	int err;
 
+	if (EM_UNLIKELY(s->shared))
+		em_fork_tick(s);
 	out->first = 0;
 	out->span = r->size > EXECMEM_PACK_SIZE;
 	if (out->span)
@@ -144,6 +147,43 @@ void em_block_drop_name(struct em_shard *s, uint32_t name)
 	em_sys_lock(&d->names);
 	em_ledger_drop_name(&d->ledger, name);
 	em_sys_unlock(&d->names);
+}
+
+/* ---- what a forked process may run ---- */
+
+bool em_block_keeps(struct em_shard *s, struct em_place *at)
+{
+	bool inherited = s->domain->ledger.packs[at->pack].inherited;
+	bool keeps = inherited || (!(at->block->state & EXECMEM_BLOCK_RESERVED) && em_fork_keeps(s, at->pack, at->block->born_ms));
+
+	at->block = em_ledger_block(&s->domain->ledger, at->pack, at->first); /* others may have been given */
+	return keeps;
+}
+
+int em_block_hold(struct em_shard *s, const struct em_place *at, uint32_t ms)
+{
+	execmem_pack *p = &s->domain->ledger.packs[at->pack];
+
+	em_block_uncount(s, at, ms);
+	at->block->state = EXECMEM_BLOCK_HELD;
+	at->block->born_ms = ms < UINT32_MAX ? ms : UINT32_MAX - 1;
+	p->blocks--;
+	p->held++;
+	return 0;
+}
+
+int em_block_refuse_write(struct em_shard *s, struct em_place *at)
+{
+	if (EM_LIKELY(!s->shared) || !em_block_keeps(s, at))
+		return 0;
+	return em_error_set(
+		EXECMEM_EFORKED,
+		s->domain->ledger.packs[at->pack].inherited
+			? "the block at %#llx was placed before fork(), and the parent process runs it too: here it cannot be written "
+			  "any more. Place a new block."
+			: "the block at %#llx was placed before fork(), and a child that has not ended may run it: it cannot be "
+			  "written until then. Place a new block.",
+		(unsigned long long)at->address);
 }
 
 /* ---- writing, when it is not a plain copy ---- */

@@ -39,6 +39,11 @@ int em_block_take(struct em_shard *shard, const struct em_request *request, stru
 void em_block_give(struct em_shard *shard, const struct em_place *at);
 int em_block_add_name(struct em_shard *shard, const char *text, uint32_t *out);
 void em_block_drop_name(struct em_shard *shard, uint32_t name);
+/* Whether a forked process may run a live block, so that it must stay as it is (fork.h); `at` is good afterwards too. */
+bool em_block_keeps(struct em_shard *shard, struct em_place *at);
+int em_block_hold(struct em_shard *shard, const struct em_place *at, uint32_t ms); /* frees such a block; 0 */
+int em_block_refuse_write(struct em_shard *shard,
+                          struct em_place *at); /* the error of who would write to such a block, or 0; likewise */
 int em_block_write_slow(struct em_shard *shard, const struct em_place *at, uint64_t address, const void *src, uint64_t len);
 /* Makes `bytes` from a block's start on blank: its own, and those of blocks that follow it in the pack. */
 int em_block_blank_slow(struct em_shard *shard, const struct em_place *at, uint64_t bytes);
@@ -84,11 +89,17 @@ EM_HOT bool em_block_starts(const struct em_shard *s, uint64_t address, struct e
 	return true;
 }
 
-/* Reads the record of what em_block_starts found; false: it is parked, so no block to any caller. */
+/* A live block: it is neither parked nor held. */
+EM_HOT bool em_block_is_live(const execmem_block *block)
+{
+	return (block->state & EXECMEM_BLOCK_PARKED) != EXECMEM_BLOCK_PARKED;
+}
+
+/* Reads the record of what em_block_starts found; false: it is parked or held, so no block to any caller. */
 EM_HOT bool em_block_read(struct em_place *at)
 {
 	at->size = ((uint64_t)at->chunks << EM_CHUNK_SHIFT) - at->block->unused;
-	return EM_LIKELY(at->block->state != EXECMEM_BLOCK_PARKED);
+	return EM_LIKELY(em_block_is_live(at->block));
 }
 
 /* The common case of em_block_find_start: a block within a pack that starts exactly there. */
@@ -100,17 +111,19 @@ EM_HOT bool em_block_is_start(const struct em_shard *s, uint64_t address, struct
 /* ---- writing ---- */
 
 /* Where a block can be written by plain stores that need no word to any CPU; NULL: it cannot. */
-EM_HOT uint8_t *em_block_memory(const struct em_shard *s, uint64_t address)
+EM_HOT uint8_t *em_block_memory(const struct em_shard *s, int kind, uint64_t address)
 {
-	const execmem_domain *d = s->domain;
+	const struct em_map *map = &s->domain->map;
 
-	return EM_LIKELY(d->plain) ? d->map.alias + (address - (uintptr_t)d->map.window) : NULL;
+	if (EM_UNLIKELY(!s->plain))
+		return NULL;
+	return EM_LIKELY(kind != EXECMEM_DATA) ? map->alias + (address - (uintptr_t)map->window) : (uint8_t *)(uintptr_t)address;
 }
 
 EM_HOT int em_block_write(struct em_shard *s, const struct em_place *at, uint64_t address, const void *src, uint64_t len)
 {
 	const struct em_map *map = &s->domain->map;
-	uint8_t *to = em_block_memory(s, address);
+	uint8_t *to = em_block_memory(s, at->block->kind, address);
 	bool aside = (uintptr_t)src - (uintptr_t)map->window < (uint64_t)map->packs << EM_PACK_SHIFT; /* it may overlap */
 
 	if (EM_LIKELY(to && !aside)) {
@@ -132,8 +145,8 @@ EM_HOT bool em_block_blank_plain(struct em_shard *s, const struct em_place *at)
 {
 	const execmem_domain *d = s->domain;
 	uint64_t len = (uint64_t)at->chunks << EM_CHUNK_SHIFT;
-	uint8_t *to = em_block_memory(s, at->address);
 	int kind = d->ledger.packs[at->pack].kind;
+	uint8_t *to = em_block_memory(s, kind, at->address);
 
 	if (em_domain_much_is_live(s) && d->arch->fill_traps_past && kind == EXECMEM_TEXT) {
 		d->arch->fill_traps_past(to, len);
@@ -253,13 +266,15 @@ EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool co
 		em_block_give(s, at);
 }
 
-EM_HOT int em_block_free(struct em_shard *s, const struct em_place *at, uint32_t ms)
+EM_HOT int em_block_free(struct em_shard *s, struct em_place *at, uint32_t ms)
 {
 	bool cold = false;
 	int err;
 
+	if (EM_UNLIKELY(s->shared) && em_block_keeps(s, at))
+		return em_block_hold(s, at, ms);
 	if (EM_LIKELY(at->block->state != EXECMEM_BLOCK_RESERVED)) { /* what was never filled is blank still */
-		if (EM_LIKELY(s->domain->plain))
+		if (EM_LIKELY(s->plain))
 			cold = em_block_blank_plain(s, at);
 		else if ((err = em_block_blank_slow(s, at, em_round_up(at->size, 16))) < 0)
 			return err;
@@ -274,7 +289,7 @@ EM_HOT int em_block_free_at(struct em_shard *s, uint64_t address)
 	struct em_place at;
 	int err;
 
-	if (EM_LIKELY(s->domain->plain && em_block_starts(s, address, &at))) {
+	if (EM_LIKELY(s->plain && em_block_starts(s, address, &at))) {
 		/* Blanked while the record comes: had it been parked or never filled it would be blank already. */
 		bool cold = (__builtin_prefetch(at.block, 1), em_block_blank_plain(s, &at));
 		uint32_t ms = em_domain_ms(s->domain);

@@ -22,24 +22,27 @@ execmem_domain *em_domain_default; /* NULL again in a forked child */
 
 /* ---- the start, and forks ---- */
 
-/* The tree is still while the process forks, so that the child inherits it whole. */
+/* Everything is still while the process forks, so that the child inherits it whole. */
 static void before_fork(void)
 {
 	em_sys_lock(&tree_lock);
+	em_domain_at_fork.prepare(em_domain_default);
 }
 
 static void in_parent(void)
 {
+	em_domain_at_fork.in_parent(em_domain_default);
 	em_sys_unlock(&tree_lock);
 }
 
-/* Only the forking thread lives on. The inherited domains are frozen (their number of forks is not ours), whoever held their locks;
- * the default domain is to be a new one. */
+/* Only the forking thread lives on. Domains that cannot be used here keep their number of forks, which is not ours any more; then the
+ * default domain is to be a new one. */
 static void in_forked_child(void)
 {
 	em_domain_forks++;
 	tree_lock = (struct em_lock){0};
-	__atomic_store_n(&em_domain_default, NULL, __ATOMIC_RELEASE);
+	if (!em_domain_at_fork.in_child(em_domain_default, em_domain_forks))
+		__atomic_store_n(&em_domain_default, NULL, __ATOMIC_RELEASE);
 }
 
 static int start_locked(void)
@@ -74,6 +77,7 @@ static struct em_shard *open_shard(execmem_domain *d, uint32_t number)
 	shard->ring = em_ledger_ring(&d->ledger, number);
 	shard->index = em_ledger_index(&d->ledger, number);
 	shard->number = number;
+	shard->plain = d->plain;
 	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
 		shard->small[kind] = EM_PACK_NONE;
 	em_sys_lock_init(shard->lock);
@@ -128,8 +132,9 @@ static int find_domain(execmem_domain *domain, execmem_domain **out)
 	if (!d)
 		return execmem_error_code();
 	if (d->forks != em_domain_forks)
-		return em_error_set(EXECMEM_EFORKED, "this domain was opened before fork() and belongs to the parent process; its code "
-		                                     "runs here, but only the parent can change it. Open a new domain in the child.");
+		return em_error_set(EXECMEM_EFORKED, "this domain was opened before fork(), and its bookkeeping could not be copied for "
+		                                     "the child (memory or files were short): its code runs here, "
+		                                     "nothing else. Open a new domain.");
 	*out = d;
 	return 0;
 }
@@ -198,7 +203,7 @@ execmem_domain *em_domain_owner(const void *address)
 	return owner;
 }
 
-static void lock_all(execmem_domain *d)
+void em_domain_lock_all(execmem_domain *d)
 {
 	em_sys_lock(&d->admin);
 	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++)
@@ -219,7 +224,7 @@ int em_domain_enter_all(execmem_domain *domain, execmem_domain **out)
 
 	if (err < 0)
 		return err;
-	lock_all(d);
+	em_domain_lock_all(d);
 	if (!d->open) {
 		em_domain_leave_all(d);
 		return refuse_closed();
@@ -316,7 +321,7 @@ uint64_t em_domain_charged(execmem_domain *domain)
 
 static void lock_subtree(execmem_domain *d)
 {
-	lock_all(d);
+	em_domain_lock_all(d);
 	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
 		lock_subtree(child);
 }
@@ -502,13 +507,14 @@ static int open_locked(const execmem_options *o, execmem_domain *parent, execmem
 	err = open_memory(d, &options, o->name ? o->name : parent ? "unnamed" : "root");
 	if (err < 0)
 		goto undo_handle;
+	d->arch = em_arch_host();
+	d->plain = d->map.alias && !d->arch->flush && d->arch->fill_sync == EM_ARCH_SYNC_NONE && d->arch->trap_size == 1;
+	d->copied_ledger = -1;
 	err = add_leaves((uintptr_t)d->map.window, em_domain_offset(d->map.packs, 0));
 	if (err == 0 && !open_shard(d, 0))
 		err = em_error_set(EXECMEM_ENOMEM, "out of memory for a domain's first shard.");
 	if (err < 0)
 		goto undo_memory;
-	d->arch = em_arch_host();
-	d->plain = d->map.alias && !d->arch->flush && d->arch->fill_sync == EM_ARCH_SYNC_NONE && d->arch->trap_size == 1;
 	d->blank[EXECMEM_TEXT] = traps[0];
 	d->forks = em_domain_forks;
 	d->parent = parent;
@@ -590,7 +596,8 @@ int execmem_domain_open(const execmem_options *options, execmem_domain **out)
 	if (!parent)
 		err = execmem_error_code();
 	else if (parent->forks != em_domain_forks)
-		err = em_error_set(EXECMEM_EFORKED, "the parent domain was opened before fork(); open a new one in the child.");
+		err = em_error_set(EXECMEM_EFORKED,
+		                   "the parent domain was opened before fork() and could not be taken over by this child; open a new one.");
 	else if (!parent->open)
 		err = em_error_set(EXECMEM_ECLOSED, "the parent domain is closed.");
 	else
@@ -609,7 +616,9 @@ static int close_locked(execmem_domain *d, bool force)
 	execmem_header *h;
 
 	if (d->forks != em_domain_forks)
-		return em_error_set(EXECMEM_EFORKED, "only the process that opened a domain can close it; it ends with the process.");
+		return em_error_set(
+			EXECMEM_EFORKED,
+			"this domain was opened before fork() and could not be taken over by this child; it ends with the process.");
 	if (!d->open)
 		return em_error_set(EXECMEM_ECLOSED, "the domain is closed already.");
 	h = d->ledger.header;
@@ -619,7 +628,7 @@ static int close_locked(execmem_domain *d, bool force)
 		return em_error_set(EXECMEM_EBUSY, "domain \"%s\" has children; close them first, or force.", h->name);
 	while (d->first_child)
 		(void)close_locked(d->first_child, true);
-	lock_all(d);
+	em_domain_lock_all(d);
 	em_domain_sum(d, &own);
 	if (!force && own.allocs != own.frees) {
 		em_error_set(EXECMEM_EBUSY, "domain \"%s\" has %llu live blocks; free them first, or force.", h->name,
@@ -631,7 +640,7 @@ static int close_locked(execmem_domain *d, bool force)
 	em_domain_leave_all(d);
 	while (atomic_load(&d->makers)) /* they find it closed and give up */
 		em_sys_nap();
-	lock_all(d); /* and have left */
+	em_domain_lock_all(d); /* and have left */
 	em_domain_leave_all(d);
 	em_domain_sum(d, &own);
 	uncharge_until(d->parent, NULL, own.used_bytes);

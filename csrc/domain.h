@@ -1,7 +1,7 @@
 /* domain: who the memory is for, how much of it, and where. A tree; the root is the default domain.
  *
  *   open --------> live blocks come and go --------> closed (execmem_domain_close; the handle then answers ECLOSED)
- *     \-- fork --> in the child: frozen: its code runs, every call that would change it answers EFORKED
+ *     \-- fork --> in both processes: goes on; blocks that the other may run are kept as they are (fork.h)
  *
  * A domain's packs are divided among shards, each with a lock, free runs, parked blocks and counters of its own. A thread that comes
  * for memory has a shard for its home: the first EM_SHARDS threads one each, later ones share. A block is freed under the lock of the
@@ -9,7 +9,7 @@
  *
  * Locks, in the order in which they may be taken: the tree's, one domain's `admin`, the shards' by number, `packs`, `names`, then
  * the one that stops threads (mode flip). Where several domains are locked it is by one who holds the tree's, parents before
- * children. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not charged at all.
+ * children. Last but one is that of fork.c. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not charged at all.
  *
  *   tree    who is whose parent; opening and closing          shard   its packs, their blocks and records, its counters
  *   admin   adding shards; held by whoever wants all of them   packs   which packs are present; the file's size; the spares
@@ -41,6 +41,12 @@ struct em_shard {
 	struct em_index *index; /* [EXECMEM_KINDS] */
 	uint32_t number;
 	bool undrained; /* traps were written past the caches and not drained since */
+	bool plain;     /* the domain's, unless `shared` */
+	bool shared;    /* a forked process may run blocks of its packs (fork.h): */
+	bool inherits;  /* some packs are the parent process's; */
+	uint32_t shared_ms;     /* blocks born until then may be seen; */
+	uint32_t shared_looked; /* when it was last looked whether children are gone, */
+	uint32_t shared_gone;   /* and how many were */
 	uint32_t small[EXECMEM_KINDS]; /* the pack that still grows, EM_PACK_NONE: none */
 	uint32_t packs_of[EXECMEM_KINDS]; /* and of those, spans apart: */
 	uint32_t usable_chunks[EXECMEM_KINDS];
@@ -62,10 +68,11 @@ struct execmem_domain {
 	_Atomic uint32_t shard_count;
 	bool open;              /* written under all shards' locks */
 	bool limited;           /* has had a limit; under the locks of its whole subtree */
-	bool plain;             /* mode alias, on a CPU where a store to code needs nothing done after it and traps are bytes */
+	bool plain; /* shards can be: mode alias, on a CPU where a store to code needs nothing done after it and traps are bytes */
 	uint8_t blank[EXECMEM_KINDS]; /* those bytes */
-	bool charged;           /* it or a domain above is limited, so charges are kept; like `limited` */
-	uint32_t forks;         /* of em_domain_forks when it was opened */
+	bool charged; /* it or a domain above is limited, so charges are kept; like `limited` */
+	uint32_t forks; /* of em_domain_forks when it was opened, or inherited */
+	int copied_ledger; /* for the child, while the process forks */
 	execmem_domain *parent; /* the tree: under the tree's lock */
 	execmem_domain *first_child;
 	execmem_domain *next_sibling; /* also links closed ones */
@@ -73,12 +80,20 @@ struct execmem_domain {
 	struct em_map map;
 	struct em_ledger ledger;
 	struct em_lock admin, packs, names;
-	_Atomic uint32_t makers;       /* threads that make packs, outside their shards' locks */
+	_Atomic uint32_t makers; /* threads that make packs, outside their shards' locks */
 	_Atomic uint64_t making_bytes; /* and the blocks they make them for, which are in used_bytes already */
 	uint32_t spare[EXECMEM_KINDS]; /* an empty full pack that is kept, EM_PACK_NONE: none; under `packs` */
 	uint64_t present[EXECMEM_WINDOW_PACKS_MAX / 64]; /* bit: the pack is not ABSENT, or is being made; under `packs` */
 	uint8_t shard_of[EXECMEM_WINDOW_PACKS_MAX]; /* changes under the locks of the old and the new shard */
 };
+
+/* What a fork does with everything, called with the tree's lock held. fork.c, which stands above, has it. `root` may be NULL. */
+struct em_domain_at_fork {
+	void (*prepare)(execmem_domain *root);
+	void (*in_parent)(execmem_domain *root);
+	bool (*in_child)(execmem_domain *root, uint32_t forks); /* false: the inherited domains cannot be used here */
+};
+extern const struct em_domain_at_fork em_domain_at_fork;
 
 extern uint32_t em_domain_forks; /* forks that lie between the first process and this one */
 extern execmem_domain *em_domain_default; /* the root; atomic; NULL until first used */
@@ -94,6 +109,7 @@ execmem_domain *em_domain_owner(const void *address);
 /* Locks all shards, for what concerns the whole domain. */
 int em_domain_enter_all(execmem_domain *domain, execmem_domain **out);
 void em_domain_leave_all(execmem_domain *domain);
+void em_domain_lock_all(execmem_domain *domain); /* the same, open or not; the tree's lock is held */
 void em_domain_sum(const execmem_domain *domain, execmem_shard *out); /* what its shards have counted */
 
 EM_HOT struct em_shard *em_domain_enter(execmem_domain *domain)

@@ -85,6 +85,8 @@ int execmem_fill(void *dst, const void *src, size_t len)
 	err = check_bounds(s, address, len, &at);
 	if (EM_UNLIKELY(err == 0 && !src && len > 0))
 		err = em_error_null("src");
+	if (EM_UNLIKELY(err == 0 && s->shared && len > 0))
+		err = em_block_refuse_write(s, &at);
 	if (EM_LIKELY(err == 0 && len > 0)) {
 		err = em_block_write(s, &at, address, src, len);
 		if (EM_LIKELY(err == 0))

@@ -35,7 +35,7 @@ enum execmem_error {
 	EXECMEM_EBUSY = -10,     /* the domain has live blocks or children, or threads could not be stopped for a write */
 	EXECMEM_ESYSTEM = -11,   /* a system call failed in a way no other code tells */
 	EXECMEM_ECLOSED = -12,   /* the domain is closed */
-	EXECMEM_EFORKED = -13,   /* the domain was opened before fork() and this is the child */
+	EXECMEM_EFORKED = -13,   /* the block was placed before fork(): both processes run it, and it cannot be changed */
 	EXECMEM_EUNSUPPORTED = -14 /* this CPU or this kernel cannot do what was asked */
 };
 
@@ -64,6 +64,7 @@ enum execmem_block_state {
 	EXECMEM_BLOCK_RESERVED = 1, /* given out, still all traps */
 	EXECMEM_BLOCK_FILLED = 2,   /* written at least once */
 	EXECMEM_BLOCK_PARKED = 3,   /* freed and blank; kept whole for the next block of its length */
+	EXECMEM_BLOCK_HELD = 7,     /* freed, but a forked process may run it: kept as it is. `born_ms` is when it was freed */
 	EXECMEM_BLOCK_DYING = 16    /* added to another: within a free_many that has not ended */
 };
 
@@ -93,7 +94,7 @@ enum execmem_limits {
 
 typedef struct execmem_header { /* at offset 0 */
 	char magic[8];              /* "EXECMEM\0" */
-	uint32_t version;           /* 2; a reader refuses others */
+	uint32_t version;           /* 3; a reader refuses others */
 	uint32_t header_size;       /* sizeof(struct execmem_header) */
 	uint64_t ledger_size;       /* bytes of address space; most of it is never touched */
 	uint64_t packs_offset;      /* execmem_pack[packs_max] */
@@ -116,7 +117,7 @@ typedef struct execmem_header { /* at offset 0 */
 	uint64_t epoch_monotonic_ns;
 	uint64_t limit; /* bytes, UINT64_MAX: none */
 	uint32_t pid;
-	uint32_t domain; /* a number unique in the process; the root's is 1, in a forked child a later one */
+	uint32_t domain; /* a number unique in the process; the root's is 1 */
 	uint32_t parent; /* 0: none */
 	uint32_t write_mode;
 	char name[64];
@@ -157,13 +158,15 @@ typedef struct execmem_pack { /* one cache line a pack */
 	uint32_t parked; /* freed blocks kept whole for the next of their length */
 	uint32_t span_packs; /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
 	uint32_t born_ms;
+	uint32_t held; /* freed blocks that are kept as they are, for forked processes */
 	uint8_t state; /* enum execmem_pack_state */
 	uint8_t kind; /* enum execmem_kind */
 	uint8_t huge; /* 1: the kernel reported one 2 MB entry when last asked */
 	uint8_t generations; /* times a pack was made here, sticks at 255 */
 	uint8_t shard; /* whose it is */
 	uint8_t draining; /* 1: no block is put here for now, so that it becomes empty */
-	uint8_t reserved[10];
+	uint8_t inherited; /* 1: another process made it and this one was forked: no block is put here, nothing changed */
+	uint8_t reserved[5];
 } execmem_pack;
 
 typedef struct execmem_block { /* its address and chunks follow from its place: docs/ledger.md */
@@ -222,6 +225,7 @@ typedef struct execmem_stats {
 	uint64_t collapses;
 	uint64_t collapse_failures;
 	uint64_t refusals;
+	uint64_t held_blocks; /* freed, but kept as they are until forked processes that may run them are gone */
 	uint64_t window; /* address */
 	uint64_t window_bytes;
 	uint32_t write_mode;

@@ -63,7 +63,7 @@ static void set_layout(execmem_header *h, uint32_t packs_max)
 
 int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max)
 {
-	execmem_header layout = {.magic = "EXECMEM", .version = 2, .header_size = sizeof layout};
+	execmem_header layout = {.magic = "EXECMEM", .version = 3, .header_size = sizeof layout};
 	char file[80];
 	void *at;
 	int err;
@@ -106,6 +106,47 @@ void em_ledger_close(struct em_ledger *ledger)
 		(void)em_sys_release(ledger->header, ledger->header->ledger_size);
 	em_sys_close(ledger->fd);
 	*ledger = (struct em_ledger){.fd = -1};
+}
+
+int em_ledger_copy(const struct em_ledger *ledger, int *out)
+{
+	uint64_t start, end = 0;
+	char file[80];
+	int err;
+
+	*out = -1;
+	if (ledger->fd < 0)
+		return 0;
+	snprintf(file, sizeof file, "execmem-ledger:%.60s", ledger->header->name);
+	err = em_sys_memfd(file, out);
+	if (err == 0)
+		err = em_sys_resize(*out, ledger->header->ledger_size);
+	while (err == 0 && (err = em_sys_file_data(ledger->fd, end, &start, &end)) == 0) {
+		size_t done;
+
+		err = em_sys_write(*out, (const uint8_t *)ledger->header + start, end - start, start, &done);
+	}
+	if (err == -ENXIO)
+		return 0;
+	em_sys_close(*out);
+	*out = -1;
+	return err;
+}
+
+int em_ledger_become(struct em_ledger *ledger, int copy)
+{
+	int err = copy < 0 ? 0 : em_sys_view(ledger->header, ledger->header->ledger_size, EM_READ | EM_WRITE, copy, 0);
+
+	if (err < 0) {
+		em_sys_close(copy);
+		return err;
+	}
+	if (copy >= 0) {
+		em_sys_close(ledger->fd);
+		ledger->fd = copy;
+	}
+	ledger->header->pid = em_sys_pid();
+	return 0;
 }
 
 uint64_t em_ledger_resident(const struct em_ledger *ledger)
@@ -446,7 +487,7 @@ const char *em_ledger_check(const struct em_ledger *l)
 	const execmem_header *h = l->header;
 	uint64_t cells_used = 0;
 
-	if (memcmp(h->magic, "EXECMEM", 8) != 0 || h->version != 2)
+	if (memcmp(h->magic, "EXECMEM", 8) != 0 || h->version != 3)
 		return "the ledger's header was overwritten";
 	for (uint32_t page = 0; page < h->names_top / CELLS; page++) {
 		const struct name_page *p = page_at(l, page);

@@ -52,6 +52,10 @@ struct em_ledger {
 
 int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max);
 void em_ledger_close(struct em_ledger *ledger);
+/* For a forked child: a file with what the ledger says now (-1 where the ledger is private memory, of which the child has a copy anyway),
+ * and in the child: the ledger is that file from now on, at the same addresses. */
+int em_ledger_copy(const struct em_ledger *ledger, int *out);
+int em_ledger_become(struct em_ledger *ledger, int copy);
 uint64_t em_ledger_resident(const struct em_ledger *ledger);
 struct em_index *em_ledger_index(const struct em_ledger *ledger, uint32_t shard); /* [EXECMEM_KINDS] */
 

@@ -26,6 +26,12 @@ static const uint8_t *blank_of(const struct em_map *map, int kind)
 	return kind == EXECMEM_TEXT ? map->traps : zeros;
 }
 
+/* Data is private, so that a forked child has its own. */
+static bool in_file(const struct em_map *map, int kind)
+{
+	return em_map_has_file(map->mode) && kind != EXECMEM_DATA;
+}
+
 static uint64_t pack_offset(uint32_t pack)
 {
 	return (uint64_t)pack * EXECMEM_PACK_SIZE;
@@ -219,6 +225,23 @@ void em_map_close(struct em_map *map)
 	map->fd = -1;
 }
 
+/* The address of the alias stays the same; what it led to is gone, also where it could not be hidden from children. */
+void em_map_inherit(struct em_map *map)
+{
+	em_sys_close(map->fd);
+	map->fd = -1;
+	map->file_size = 0;
+	if (map->alias)
+		em_always(em_sys_unview(map->alias, pack_offset(map->packs)) == 0); /* else the parent's code could be written */
+	if (map->mode == EXECMEM_MODE_PROCMEM)
+		(void)em_sys_self_mem(&map->fd); /* the inherited one is the parent's memory. Refused: writes say so */
+}
+
+void em_map_forget(struct em_map *map, uint32_t pack)
+{
+	(void)em_sys_unview(map->window + pack_offset(pack), EXECMEM_PACK_SIZE); /* refused: it is mapped over when it is made again */
+}
+
 /* ---- making packs ---- */
 
 int em_map_extend(struct em_map *map, uint32_t packs)
@@ -228,7 +251,9 @@ int em_map_extend(struct em_map *map, uint32_t packs)
 
 	if (!em_map_has_file(map->mode) || size <= map->file_size)
 		return 0;
-	err = em_sys_resize(map->fd, size);
+	err = map->fd < 0 ? em_sys_memfd("execmem", &map->fd) : 0; /* a forked child's first pack */
+	if (err == 0)
+		err = em_sys_resize(map->fd, size);
 	if (err < 0)
 		return em_error_system(err, "grow the memory file");
 	map->file_size = size;
@@ -319,7 +344,7 @@ static int grow_private(struct em_map *map, uint32_t pack, int kind, uint64_t fr
 int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to)
 {
 	em_assert(from < to && to <= EXECMEM_PACK_SIZE && pack < map->packs);
-	return em_map_has_file(map->mode) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
+	return in_file(map, kind) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
 }
 
 /* Collapses a pack's file range, which holds at least a page, through a view of all of it that cannot be executed: the alias; or, while
@@ -399,7 +424,7 @@ int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, 
 	int err;
 
 	em_assert(from < EXECMEM_PACK_SIZE && pack < map->packs);
-	if (em_map_has_file(map->mode)) {
+	if (in_file(map, kind)) {
 		err = complete_in_file(map, pack, kind, from);
 	} else {
 		err = grow_private(map, pack, kind, from, EXECMEM_PACK_SIZE);
@@ -492,6 +517,14 @@ uint64_t em_map_resident(const struct em_map *map)
 	if (em_map_has_file(map->mode))
 		return em_sys_file_resident(map->fd);
 	(void)em_sys_scan(map->window, pack_offset(map->packs), EM_SYS_PRESENT, &bytes);
+	return bytes;
+}
+
+uint64_t em_map_present(const struct em_map *map, uint64_t offset, uint64_t size)
+{
+	uint64_t bytes = 0;
+
+	(void)em_sys_scan(map->window + offset, size, EM_SYS_PRESENT, &bytes);
 	return bytes;
 }
 

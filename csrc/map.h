@@ -5,7 +5,7 @@
  *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (mode alias only, at an unrelated random address, RW-)
  *
  * Offsets are bytes from the window's start. A pack is born here with all its memory blank (traps for text, zeros otherwise) before
- * the first view that can be executed exists; in mode procmem alone the pages read as zeros for the moment between mapping and
+ * the first view that can be executed exists (data packs are private memory in every mode); in mode procmem alone the pages read as zeros for the moment between mapping and
  * blanking. Packs are made by any number of threads at once, each its own; only em_map_extend is for one at a time.
  */
 #ifndef EM_MAP_H
@@ -62,10 +62,17 @@ void em_map_remove(struct em_map *map, uint32_t pack, uint32_t packs);
 int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t extent, uint64_t extent_size, struct em_map_door *out);
 int em_map_close_door(struct em_map_door *door);
 
+/* In a forked child: no way is left into the parent's packs, and new ones go to a file of this process. What is mapped in the window stays. */
+void em_map_inherit(struct em_map *map);
+void em_map_forget(struct em_map *map,
+                   uint32_t pack); /* in a forked child: one that was being made, by a thread that is not here */
+
 uint64_t em_map_resident(const struct em_map *map);
+uint64_t em_map_present(const struct em_map *map, uint64_t offset, uint64_t size); /* bytes that this process has there */
 uint64_t em_map_huge(const struct em_map *map, uint64_t offset, uint64_t size);
 uint64_t em_map_vmas(const struct em_map *map);
 
+/* Whether packs of text and rodata are in a memory file, which forked processes share. */
 static inline bool em_map_has_file(int mode)
 {
 	return mode == EXECMEM_MODE_SYSCALL || mode == EXECMEM_MODE_ALIAS;

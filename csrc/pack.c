@@ -248,7 +248,7 @@ void em_pack_init(struct em_pack pack)
 	pack.maps->group[WORDS] = (struct em_pack_word){~0ull, ~0ull};
 	memset(pack.maps->some_used, 0xff, sizeof pack.maps->some_used);
 	r->classes[0] = r->classes[1] = 0;
-	r->usable_chunks = r->used_chunks = r->blocks = r->parked = 0;
+	r->usable_chunks = r->used_chunks = r->blocks = r->parked = r->held = 0;
 }
 
 void em_pack_grow(struct em_pack pack, uint32_t usable)
@@ -420,8 +420,8 @@ static const char *check_words(struct em_pack p)
 		return "the group after the last is not shut";
 	if (used != p.record->used_chunks + (CHUNKS - p.record->usable_chunks))
 		return "used_chunks does not count the used bits";
-	if (heads != p.record->blocks + p.record->parked)
-		return "blocks and parked do not count the heads";
+	if (heads != p.record->blocks + p.record->parked + p.record->held)
+		return "blocks, parked and held do not count the heads";
 	return NULL;
 }
 

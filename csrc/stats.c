@@ -4,6 +4,7 @@
  */
 #include "domain.h"
 #include "error.h"
+#include "fork.h"
 
 static uint64_t largest_free(const execmem_domain *d)
 {
@@ -12,7 +13,7 @@ static uint64_t largest_free(const execmem_domain *d)
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
-		if (p->kind == EXECMEM_TEXT && (p->state == EXECMEM_PACK_FULL || p->state == EXECMEM_PACK_SMALL)) {
+		if (p->kind == EXECMEM_TEXT && !p->inherited && (p->state == EXECMEM_PACK_FULL || p->state == EXECMEM_PACK_SMALL)) {
 			uint64_t run = (uint64_t)em_pack_largest(em_ledger_pack(&d->ledger, pack)) << EM_CHUNK_SHIFT;
 
 			largest = run > largest ? run : largest;
@@ -33,7 +34,10 @@ static bool is_whole(const execmem_domain *d, uint32_t pack)
 
 static void ask_kernel(execmem_domain *d, execmem_stats *out)
 {
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++)
+	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+		if (d->ledger.packs[pack].kind == EXECMEM_DATA && em_map_has_file(d->map.mode)) /* in no file */
+			out->resident_bytes += em_map_present(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
+		out->held_blocks += d->ledger.packs[pack].held;
 		if (is_whole(d, pack)) {
 			uint64_t huge = em_map_huge(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
 
@@ -41,8 +45,9 @@ static void ask_kernel(execmem_domain *d, execmem_stats *out)
 			out->full_packs++;
 			out->huge_packs += huge == EXECMEM_PACK_SIZE;
 		}
+	}
 	out->huge_bytes = out->huge_packs * EXECMEM_PACK_SIZE;
-	out->resident_bytes = em_map_resident(&d->map);
+	out->resident_bytes += em_map_resident(&d->map);
 	out->ledger_bytes = em_ledger_resident(&d->ledger);
 	out->vmas = em_map_vmas(&d->map);
 }
@@ -57,6 +62,8 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 	if (err < 0)
 		return err;
 	h = d->ledger.header;
+	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++)
+		em_fork_release(d->shards[i]);
 	em_domain_sum(d, &sum);
 	*out = (execmem_stats){
 		.live_blocks = sum.allocs - sum.frees,
@@ -118,6 +125,7 @@ struct census { /* of one shard */
 	uint32_t packs_of[EXECMEM_KINDS], usable_chunks[EXECMEM_KINDS], free_chunks[EXECMEM_KINDS];
 	uint32_t shut_chunks[EXECMEM_KINDS];
 	uint64_t parked_chunks[EXECMEM_KINDS];
+	uint64_t held_blocks;
 };
 
 /* Law 2, on the memory itself. */
@@ -137,7 +145,12 @@ static bool is_blank(const execmem_domain *d, uint32_t pack, uint32_t chunk, uin
 static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t first, uint64_t bytes, struct census *c)
 {
 	const execmem_block *block = em_ledger_block(&d->ledger, pack, first);
+	bool inherited = d->ledger.packs[pack].inherited;
 
+	if (block->state == EXECMEM_BLOCK_HELD || (inherited && block->state == EXECMEM_BLOCK_PARKED)) {
+		c->held_blocks += block->state == EXECMEM_BLOCK_HELD;
+		return NULL; /* another process may write there, or this one must not */
+	}
 	if (block->state == EXECMEM_BLOCK_PARKED) {
 		c->parked_chunks[block->kind] += bytes >> EM_CHUNK_SHIFT;
 		return is_blank(d, pack, first, (uint32_t)(bytes >> EM_CHUNK_SHIFT)) ? NULL : "a parked block is not blank";
@@ -168,11 +181,21 @@ static const char *check_chunks(const execmem_domain *d, uint32_t pack, struct c
 			chunk += chunks;
 			continue;
 		}
-		if (!is_blank(d, pack, chunk, 1))
+		if (!p.record->inherited && !is_blank(d, pack, chunk, 1))
 			return "a free chunk is not blank";
 		chunk++;
 	}
 	return NULL;
+}
+
+static const char *check_inherited(const execmem_domain *d, uint32_t pack, struct census *c)
+{
+	struct em_pack pair = em_ledger_pack(&d->ledger, pack);
+	const char *broken = em_pack_check(pair);
+
+	if (!broken)
+		broken = em_ledger_check_pack(&d->ledger, pack);
+	return broken ? broken : check_chunks(d, pack, c);
 }
 
 static const char *check_pack(const execmem_domain *d, const struct em_shard *s, uint32_t pack, struct census *c)
@@ -192,6 +215,8 @@ static const char *check_pack(const execmem_domain *d, const struct em_shard *s,
 		return d->ledger.packs[pack - p->span_packs].state == EXECMEM_PACK_SPAN ? NULL : "a span's tail has no head";
 	if (p->state == EXECMEM_PACK_SPAN)
 		return check_block(d, pack, 0, (uint64_t)p->usable_chunks << EM_CHUNK_SHIFT, c);
+	if (p->inherited)
+		return check_inherited(d, pack, c);
 	c->packs_of[p->kind]++;
 	c->usable_chunks[p->kind] += p->usable_chunks;
 	c->free_chunks[p->kind] += p->usable_chunks - p->used_chunks;

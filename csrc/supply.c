@@ -121,7 +121,7 @@ static int claim(struct em_shard *s, int kind, uint32_t packs, uint32_t *out)
 
 	em_sys_lock(&d->packs);
 	*out = packs <= d->map.packs ? find_absent(d, kind, packs) : EM_PACK_NONE;
-	if (*out != EM_PACK_NONE)
+	if (*out != EM_PACK_NONE && kind != EXECMEM_DATA)
 		err = em_map_extend(&d->map, *out + packs);
 	if (*out != EM_PACK_NONE && err == 0) {
 		for (uint32_t pack = *out; pack < *out + packs; pack++)
@@ -350,7 +350,7 @@ static uint32_t pack_to_drain(const struct em_shard *s, int kind)
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
-		if (d->shard_of[pack] == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && !p->draining &&
+		if (d->shard_of[pack] == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && !p->draining && !p->inherited &&
 		    p->used_chunks > 0 && p->used_chunks <= least) {
 			best = pack;
 			least = p->used_chunks;
@@ -417,8 +417,8 @@ static uint32_t pack_to_spare(const struct em_shard *s, const struct want *w, bo
 		bool full = p.record->state == EXECMEM_PACK_FULL, small = p.record->state == EXECMEM_PACK_SMALL && in_need;
 
 		/* A small one can be grown until it holds the block, perhaps. */
-		if (d->shard_of[pack] == s->number && (full || small) && p.record->kind == w->kind && p.record->used_chunks < used &&
-		    (small || em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES)) {
+		if (d->shard_of[pack] == s->number && (full || small) && !p.record->inherited && p.record->kind == w->kind &&
+		    p.record->used_chunks < used && (small || em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES)) {
 			best = pack;
 			used = p.record->used_chunks;
 		}
@@ -432,6 +432,12 @@ static void take_over(struct em_shard *from, struct em_shard *to, uint32_t pack)
 	struct em_pack p = em_ledger_pack(&d->ledger, pack);
 	struct em_classes classes = em_pack_classes(p), none = {0};
 
+	if (from->shared) { /* the pack may hold what a forked process runs */
+		to->plain = false;
+		to->shared_ms = to->shared && to->shared_ms > from->shared_ms ? to->shared_ms : from->shared_ms;
+		to->shared_gone = from->shared_gone;
+		to->shared = true;
+	}
 	undrain(from, pack);
 	if (from->small[p.record->kind] == pack) {
 		from->small[p.record->kind] = EM_PACK_NONE;
@@ -634,7 +640,7 @@ static void give_chunks(struct em_shard *s, uint32_t pack, uint32_t first)
 	if (EM_UNLIKELY(p.record->draining))
 		s->shut_chunks[p.record->kind] += chunks;
 	update_index(s, p, pack, before);
-	if (EM_UNLIKELY(p.record->blocks + p.record->parked == 0))
+	if (EM_UNLIKELY(p.record->blocks + p.record->parked + p.record->held == 0))
 		on_empty(s, pack);
 }
 
@@ -749,7 +755,7 @@ static bool return_empties(struct em_shard *s)
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		execmem_pack *p = &d->ledger.packs[pack];
 
-		if (d->shard_of[pack] != s->number || (p->state != EXECMEM_PACK_SMALL && p->state != EXECMEM_PACK_FULL) ||
+		if (d->shard_of[pack] != s->number || p->inherited || (p->state != EXECMEM_PACK_SMALL && p->state != EXECMEM_PACK_FULL) ||
 		    p->used_chunks > 0)
 			continue;
 		if (s->small[p->kind] == pack)

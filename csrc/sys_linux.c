@@ -35,7 +35,7 @@
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
-enum { MFD_CLOEXEC_BIT = 1, MFD_EXEC_BIT = 0x10 };
+enum { MFD_CLOEXEC_BIT = 1, MFD_ALLOW_SEALING_BIT = 2, MFD_EXEC_BIT = 0x10 };
 
 struct page_region {
 	uint64_t start, end, categories;
@@ -178,9 +178,9 @@ int em_sys_memfd(const char *name, int *out)
 		return err;
 	/* MFD_EXEC says that this file may be mapped executable, where vm.memfd_noexec=1 would else say no; before 6.3 the
 	 * flag is unknown and EINVAL. */
-	fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT | MFD_EXEC_BIT);
+	fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT | MFD_ALLOW_SEALING_BIT | MFD_EXEC_BIT);
 	if (fd < 0 && errno == EINVAL)
-		fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT);
+		fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT | MFD_ALLOW_SEALING_BIT);
 	if (fd < 0)
 		return -errno;
 	*out = (int)fd;
@@ -291,6 +291,20 @@ uint64_t em_sys_file_resident(int fd)
 	struct stat status;
 
 	return fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+}
+
+int em_sys_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end)
+{
+	off_t data = lseek(fd, (off_t)from, SEEK_DATA), hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+
+	*start = (uint64_t)data;
+	*end = (uint64_t)hole;
+	return hole < 0 ? -errno : 0;
+}
+
+int em_sys_seal_writing(int fd)
+{
+	return fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) < 0 ? -errno : 0;
 }
 
 /* ---- address space ---- */

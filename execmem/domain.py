@@ -197,7 +197,10 @@ class Block(BlockBase):
 
     @property
     def state(self) -> str:
-        """``"reserved"`` (all traps), ``"filled"``, ``"freed"``, or ``"frozen"`` in a forked child; asks C."""
+        """``"reserved"`` (all traps), ``"filled"`` or ``"freed"``; asks C.
+
+        ``"frozen"``: in a forked child that had no memory for the domain's bookkeeping.
+        """
         try:
             return memory.find(self._address_live()).state
         except (ClosedError, InvalidAddressError):
@@ -675,7 +678,7 @@ class Domain(DomainBase):
     def check(self) -> None:
         """Raise ``BrokenLawError`` when a structure of the domain is not lawful; walks everything, for tests."""
         handle = self._use()
-        if lib.execmem_domain_ledger(handle) == NULL:  # a forked child, say: no law is broken
+        if lib.execmem_domain_ledger(handle) == NULL:  # closed, say: no law is broken
             raise_last(lib.execmem_error_code())
         broken = lib.execmem_domain_check(handle)
         if broken != NULL:

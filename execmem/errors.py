@@ -115,7 +115,7 @@ class ClosedError(ExecmemError):
 
 
 class ForkedError(ExecmemError):
-    """The domain was opened before ``fork()`` and this is the child."""
+    """The block was placed before a ``fork()``: the other process runs it too, so it cannot be written."""
 
     nearest_errno = errno.EPERM
 

@@ -213,7 +213,8 @@ def pack_blocks(
     blocks["size"] = (end - first) * lib.EXECMEM_CHUNK - record["unused"]
     for field in ("name", "born_ms", "state", "kind"):
         blocks[field] = record[field]
-    live: npt.NDArray[np.void] = blocks[record["state"] != lib.EXECMEM_BLOCK_PARKED]
+    gone = record["state"] & lib.EXECMEM_BLOCK_PARKED == lib.EXECMEM_BLOCK_PARKED  # parked, or held
+    live: npt.NDArray[np.void] = blocks[~gone]
     return live
 
 

@@ -481,7 +481,8 @@ class Stats:
     """Numbers of a domain at one moment; bytes unless the name tells otherwise, ``limit`` None for none.
 
     ``resident_bytes``, ``huge_bytes``, ``ledger_bytes``, ``huge_packs`` and ``vmas`` are what the kernel reports, not
-    what was asked of it.
+    what was asked of it. ``held_blocks`` were freed and are kept as they are until forked processes that may run them
+    are gone.
     """
 
     live_blocks: int
@@ -506,6 +507,7 @@ class Stats:
     collapses: int
     collapse_failures: int
     refusals: int
+    held_blocks: int
     window: int
     window_bytes: int
     write_mode: str

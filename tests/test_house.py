@@ -159,7 +159,7 @@ C_FLOORS: Final = (
     ("execmem.h", "base", "error", "sys"),
     ("arch", "room", "map", "pack", "park", "index", "ledger"),
     ("poke",),
-    ("domain", "supply", "stats"),
+    ("domain", "supply", "fork", "stats"),
     ("block",),
     ("batch", "execmem"),
     ("pyblock",),
