@@ -1,4 +1,4 @@
-/* sys: every system call of the house, and nothing else. sys_linux.c is the only file that makes one.
+/* sys: every system call of the house, and nothing else. sys_linux.c makes them, and other files of sys_ beside it.
  *
  * Functions give 0 or a negative errno, and leave nothing behind when they fail. Each that can fail in a running system has a name
  * under which tests can script its failures (execmem_test_script); a scripted failure happens instead of the call.
@@ -9,6 +9,8 @@
 #include "base.h"
 
 #include <stdatomic.h>
+
+int em_sys_scripted(const char *call); /* for files of sys alone: 0, or the error with which this call is to fail */
 
 enum { EM_READ = 1, EM_WRITE = 2, EM_EXEC = 4 }; /* protection of a view; WRITE with EXEC is a broken law */
 

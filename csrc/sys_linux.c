@@ -1,18 +1,14 @@
-/* sys_linux: the system calls, for Linux.
+/* sys_linux: the system calls, for Linux, but those that stop threads (sys_stop.c).
  *
  * Law 1 is asserted here, at the only mmap and mprotect there are: no view is ever writable and executable.
  * Scripted failures are looked up at the head of each function, one relaxed load when there is no script.
  */
 #include "sys.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <linux/futex.h>
 #include <linux/membarrier.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,6 +123,15 @@ static int scripted(enum op op)
 	struct plan *planned = atomic_load_explicit(&script, memory_order_acquire);
 
 	return EM_LIKELY(!planned) ? 0 : scripted_slow(planned, op);
+}
+
+int em_sys_scripted(const char *call)
+{
+	for (int op = 0; op < OPS; op++)
+		if (strcmp(ops[op].name, call) == 0)
+			return scripted((enum op)op);
+	em_always(!"a name that EM_SYS_OPS has");
+	return 0;
 }
 
 static void script_word(char *word)
@@ -273,7 +278,8 @@ int em_sys_self_mem(int *out)
 
 	if (err)
 		return err;
-	fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	/* Not /proc/self, which is empty when the first thread has ended. */
+	fd = open("/proc/thread-self/mem", O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	*out = fd;
@@ -529,7 +535,7 @@ int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *
 	long got = 0;
 
 	*out = 0;
-	fd = err ? -1 : open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	fd = err ? -1 : open("/proc/thread-self/pagemap", O_RDONLY | O_CLOEXEC);
 	while (fd >= 0 && scan.start < scan.end && (got = ioctl(fd, PAGEMAP_SCAN_CALL, &scan)) >= 0) {
 		for (long i = 0; i < got; i++)
 			*out += regions[i].end - regions[i].start;
@@ -544,7 +550,7 @@ int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *
 	if (fd >= 0 && got >= 0)
 		return 0;
 	*out = 0;
-	err = each_line("/proc/self/smaps", smaps_line, &sum);
+	err = each_line("/proc/thread-self/smaps", smaps_line, &sum);
 	*out = sum.sum;
 	return err;
 }
@@ -567,7 +573,7 @@ int em_sys_mappings(int (*each)(void *arg, uint64_t start, uint64_t end), void *
 	struct mapping_visit visit = {each, arg};
 	int err = scripted(OP_maps);
 
-	return err ? err : each_line("/proc/self/maps", mapping_line, &visit);
+	return err ? err : each_line("/proc/thread-self/maps", mapping_line, &visit);
 }
 
 int em_sys_random(void *out, size_t len)
@@ -643,147 +649,6 @@ int em_sys_sync_core(void)
 	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0 ? -errno : 0;
 }
 
-/*
- * Stopping the other threads. One stop at a time (stop_lock).
- *
- *   stopper                                    every other thread
- *   round += 1 (odd: parked threads sleep)
- *   list /proc/self/task, tgkill each  ----->  handler: tells its slot, sleeps on `round`
- *   wait until each has told, or is gone
- *   list again; new ones? once more
- *   ... the write ...
- *   round += 1, wake  ---------------------->  handler returns
- */
-enum { STOP_MAX = 1024 };
-static struct em_lock stop_lock;
-static _Atomic uint32_t stop_round;
-static _Atomic int32_t stop_parked[STOP_MAX]; /* a thread id, negated once it is parked */
-static _Atomic int stop_count;
-static int stop_signal; /* 0: not chosen yet */
-
-static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
-{
-	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout, NULL, 0);
-}
-
-static void on_stop(int signal)
-{
-	int saved = errno;
-	int32_t self = (int32_t)syscall(SYS_gettid);
-	uint32_t round = atomic_load(&stop_round);
-	int count = atomic_load(&stop_count);
-
-	(void)signal;
-	for (int i = 0; i < count && (round & 1); i++)
-		if (atomic_load(&stop_parked[i]) == self)
-			atomic_store(&stop_parked[i], -self);
-	while ((round & 1) && atomic_load(&stop_round) == round)
-		futex(&stop_round, FUTEX_WAIT, round, NULL);
-	errno = saved;
-}
-
-/* Takes the highest real-time signal that nobody handles. */
-static int choose_stop_signal(void)
-{
-	struct sigaction old, mine = {.sa_handler = on_stop, .sa_flags = SA_RESTART};
-
-	for (int number = SIGRTMAX; !stop_signal && number > SIGRTMIN; number--)
-		if (sigaction(number, NULL, &old) == 0 && !(old.sa_flags & SA_SIGINFO) && old.sa_handler == SIG_DFL) {
-			sigfillset(&mine.sa_mask);
-			if (sigaction(number, &mine, NULL) < 0)
-				return -errno;
-			stop_signal = number;
-		}
-	return stop_signal ? 0 : -EBUSY;
-}
-
-/* Signals the threads not signalled yet; gives how many that were, or a negative errno. */
-static int signal_others(int32_t self)
-{
-	char entries[4096];
-	int added = 0, dir = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	long got = -errno;
-
-	if (dir < 0)
-		return (int)got;
-	while (added >= 0 && (got = syscall(SYS_getdents64, dir, entries, sizeof entries)) > 0)
-		for (long at = 0; at < got && added >= 0;) {
-			struct dirent64 *entry = (struct dirent64 *)(entries + at);
-			int32_t tid = (int32_t)strtol(entry->d_name, NULL, 10);
-			int count = atomic_load(&stop_count), known = 0;
-
-			at += entry->d_reclen;
-			while (known < count && abs(atomic_load(&stop_parked[known])) != tid)
-				known++;
-			if (tid <= 0 || tid == self || known < count)
-				continue;
-			if (count == STOP_MAX) {
-				added = -EBUSY;
-				break;
-			}
-			atomic_store(&stop_parked[count], tid);
-			atomic_store(&stop_count, count + 1);
-			syscall(SYS_tgkill, getpid(), tid, stop_signal);
-			added++;
-		}
-	close(dir);
-	return added;
-}
-
-static bool all_parked(void)
-{
-	int count = atomic_load(&stop_count);
-
-	for (int i = 0; i < count; i++) {
-		int32_t tid = atomic_load(&stop_parked[i]);
-
-		if (tid > 0 && (syscall(SYS_tgkill, getpid(), tid, 0) == 0 || errno != ESRCH))
-			return false;
-	}
-	return true;
-}
-
-int em_sys_stop_threads(void)
-{
-	int err = scripted(OP_stop);
-	int32_t self = (int32_t)syscall(SYS_gettid);
-	uint64_t deadline;
-
-	if (err)
-		return err;
-	em_sys_lock(&stop_lock);
-	err = choose_stop_signal();
-	if (err < 0)
-		goto undo_lock;
-	atomic_store(&stop_count, 0);
-	atomic_fetch_add(&stop_round, 1);
-	deadline = em_sys_monotonic_ns() + 200000000u;
-	while ((err = signal_others(self)) > 0)
-		while (!all_parked()) {
-			struct timespec nap = {.tv_nsec = 20000};
-
-			if (em_sys_monotonic_ns() > deadline) {
-				em_sys_resume_threads();
-				return -EBUSY;
-			}
-			nanosleep(&nap, NULL);
-		}
-	if (err == 0)
-		return 0;
-	em_sys_resume_threads();
-	return err;
-undo_lock:
-	em_sys_unlock(&stop_lock);
-	return err;
-}
-
-void em_sys_resume_threads(void)
-{
-	atomic_fetch_add(&stop_round, 1);
-	futex(&stop_round, FUTEX_WAKE, INT_MAX, NULL);
-	em_sys_unlock(&stop_lock);
-}
-
 /* ---- locks ---- */
 
 enum {
@@ -791,6 +656,11 @@ enum {
 	SPINS = 500, /* looks, */
 	APART = 50,  /* and turns between them: some 15 us in all */
 };
+
+static long futex(_Atomic uint32_t *word, int op, uint32_t value)
+{
+	return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
 
 /* Whether membarrier can order a thread's flag against our look at it. Never under ThreadSanitizer, which does not know it. */
 void em_sys_lock_init(struct em_lock *lock)
@@ -838,7 +708,7 @@ static void take_state(struct em_lock *lock)
 	}
 	atomic_fetch_add(&lock->sleepers, 1);
 	while (atomic_exchange(&lock->state, 1) != 0)
-		futex(&lock->state, FUTEX_WAIT, 1, NULL);
+		futex(&lock->state, FUTEX_WAIT, 1);
 	atomic_fetch_sub(&lock->sleepers, 1);
 }
 
@@ -860,36 +730,5 @@ void em_sys_unlock_slow(struct em_lock *lock)
 	}
 	atomic_exchange(&lock->state, 0); /* in one order with `sleepers`: who counts after this look finds the lock free */
 	if (EM_UNLIKELY(atomic_load(&lock->sleepers)))
-		futex(&lock->state, FUTEX_WAKE, 1, NULL);
-}
-
-/* ---- forks ---- */
-
-static void (*fork_before)(void), (*fork_in_parent)(void), (*fork_in_child)(void);
-
-/* No thread is being stopped while the process forks, so that the child finds the lock free and nobody waiting. */
-static void before_fork(void)
-{
-	fork_before();
-	em_sys_lock(&stop_lock);
-}
-
-static void in_parent_of_fork(void)
-{
-	em_sys_unlock(&stop_lock);
-	fork_in_parent();
-}
-
-static void in_child_of_fork(void)
-{
-	stop_lock = (struct em_lock){0};
-	fork_in_child();
-}
-
-int em_sys_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void))
-{
-	fork_before = before;
-	fork_in_parent = in_parent;
-	fork_in_child = in_child;
-	return -pthread_atfork(before_fork, in_parent_of_fork, in_child_of_fork);
+		futex(&lock->state, FUTEX_WAKE, 1);
 }
