@@ -305,12 +305,12 @@ class Blocks(Sequence[Block]):
     def __del__(self, _free: Any = lib.execmem_free_many) -> None:
         """Free what is live: nobody holds an element any more."""
         live = getattr(self, "_live", None)
-        if live is None or not live.any():
+        if live is None or 1 not in (states := live.tobytes()):  # numpy's any and all import: the end of Python refuses
             return
         if self._holders:
             self._lost = True
             return
-        addresses = self.addresses if live.all() else self.addresses[live]
+        addresses = self.addresses[live] if 0 in states else self.addresses
         live[:] = False
         if self.domain._handle is None:
             return
