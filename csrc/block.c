@@ -2,6 +2,7 @@
 #include "block.h"
 #include "error.h"
 #include "fork.h"
+#include "grave.h"
 
 #include <string.h>
 
@@ -147,6 +148,26 @@ void em_block_drop_name(struct em_shard *s, uint32_t name)
 	em_sys_lock(&d->names);
 	em_ledger_drop_name(&d->ledger, name);
 	em_sys_unlock(&d->names);
+}
+
+void em_block_bury_name(struct em_shard *s, const struct em_place *at, uint32_t ms)
+{
+	struct em_grave_block grave;
+
+	if (em_grave_is_open()) {
+		grave = (struct em_grave_block){
+			.address = at->address,
+			.size = (uint32_t)at->size,
+			.domain = s->domain->ledger.header->domain,
+			.shard = s->number,
+			.sequence = (uint32_t)s->books->events - 1,
+			.time_ms = ms,
+		};
+		em_ledger_read_name(&s->domain->ledger, at->block->name, grave.name, sizeof grave.name); /* ours: no lock */
+		em_grave_bury(&grave);
+	}
+	em_block_drop_name(s, at->block->name);
+	at->block->name = 0;
 }
 
 /* ---- what a forked process may run ---- */

@@ -44,6 +44,8 @@ bool em_block_keeps(struct em_shard *shard, struct em_place *at);
 int em_block_hold(struct em_shard *shard, const struct em_place *at, uint32_t ms); /* frees such a block; 0 */
 int em_block_refuse_write(struct em_shard *shard,
                           struct em_place *at); /* the error of who would write to such a block, or 0; likewise */
+/* Drops the name of a block whose end is the last event of the shard, and buries it where that was asked for (grave.h). */
+void em_block_bury_name(struct em_shard *shard, const struct em_place *at, uint32_t ms);
 int em_block_write_slow(struct em_shard *shard, const struct em_place *at, uint64_t address, const void *src, uint64_t len);
 /* Makes `bytes` from a block's start on blank: its own, and those of blocks that follow it in the pack. */
 int em_block_blank_slow(struct em_shard *shard, const struct em_place *at, uint64_t bytes);
@@ -248,10 +250,8 @@ EM_HOT void em_block_uncount(struct em_shard *s, const struct em_place *at, uint
 	books->live_bytes -= at->size;
 	books->frees++;
 	em_ledger_event(s->ring, books, EXECMEM_EVENT_FREE, at->address, (uint32_t)at->size, ms);
-	if (EM_UNLIKELY(at->block->name)) {
-		em_block_drop_name(s, at->block->name);
-		at->block->name = 0;
-	}
+	if (EM_UNLIKELY(at->block->name))
+		em_block_bury_name(s, at, ms);
 	em_domain_uncharge(s, (uint64_t)at->chunks << EM_CHUNK_SHIFT);
 }
 

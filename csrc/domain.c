@@ -2,6 +2,7 @@
  */
 #include "domain.h"
 #include "error.h"
+#include "grave.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -192,9 +193,14 @@ struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t addres
 	}
 }
 
+execmem_domain *em_domain_at(uint64_t address)
+{
+	return em_index_owner(&atlas, address);
+}
+
 execmem_domain *em_domain_owner(const void *address)
 {
-	execmem_domain *owner = em_index_owner(&atlas, (uintptr_t)address);
+	execmem_domain *owner = em_domain_at((uintptr_t)address);
 
 	if (EM_UNLIKELY(!owner))
 		em_error_set(EXECMEM_EFOREIGN,
@@ -644,6 +650,7 @@ static int close_locked(execmem_domain *d, bool force)
 	em_domain_leave_all(d);
 	em_domain_sum(d, &own);
 	uncharge_until(d->parent, NULL, own.used_bytes);
+	em_grave_bury_window(h->window, em_domain_offset(d->map.packs, 0), h->domain, h->name);
 	remove_leaves(h->window, em_domain_offset(d->map.packs, 0));
 	em_map_close(&d->map);
 	em_ledger_close(&d->ledger);

@@ -106,6 +106,7 @@ struct em_shard *em_domain_enter_asking(execmem_domain *domain);
 struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address);
 /* The domain whose window has the address; NULL and EFOREIGN: none. Takes no lock. */
 execmem_domain *em_domain_owner(const void *address);
+execmem_domain *em_domain_at(uint64_t address); /* the same without an error; for signal handlers too */
 /* Locks all shards, for what concerns the whole domain. */
 int em_domain_enter_all(execmem_domain *domain, execmem_domain **out);
 void em_domain_leave_all(execmem_domain *domain);

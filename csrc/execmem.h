@@ -289,6 +289,13 @@ const char *execmem_mode_name(int write_mode);
 const char *execmem_arch_name(void);
 int execmem_sync(void); /* every thread of the process runs a serialising instruction before this returns */
 
+/* Tells, on stderr, of a SIGTRAP, SIGILL, SIGSEGV or SIGBUS whose instruction or address lies in a domain's window: which block is or
+ * used to be there, and what usually causes it; then whoever handled the signal before does, or the process ends as it would have.
+ * For the process, all threads and later forked children. docs/crashes.md has the words. on: 0 puts back what was there.
+ * The name of a block that was freed is known when it was freed while this was on. Costs nothing until a fault, but 0.5 MB of
+ * addresses, and a copy of its name when a named block is freed. Fails when the system refuses handlers or memory. */
+int execmem_report_faults(int on);
+
 /* For tests: fail chosen system calls. "view=..F:ENOMEM collapse=F" lets two views pass, fails the third, and fails every
  * collapse from the first on when the list ends in '*' ("F*"). NULL: none. Returns how often a call was made to fail. */
 int execmem_test_script(const char *script);

@@ -65,6 +65,34 @@ int em_sys_stop_threads(void); /* stop */
 void em_sys_resume_threads(void);
 void em_sys_nap(void); /* waits some 20 us, for what another thread is about to end */
 
+/* ---- faults (sys_fault.c) ---- */
+
+enum em_sys_access { EM_SYS_TOUCHED, EM_SYS_READ, EM_SYS_WROTE, EM_SYS_RAN }; /* TOUCHED: the CPU does not tell */
+enum em_sys_fault_kind {
+	EM_SYS_FAULT_TRAP,       /* a trap instruction was run */
+	EM_SYS_FAULT_ILLEGAL,    /* one that this CPU does not know */
+	EM_SYS_FAULT_MEMORY,     /* memory that is not there or may not be used so */
+	EM_SYS_FAULT_BUS,        /* memory for which the system has no page */
+	EM_SYS_FAULT_PROTECTION, /* an instruction faulted, and no address is known */
+};
+
+struct em_sys_fault {
+	const char *name; /* of the signal */
+	enum em_sys_fault_kind kind;
+	enum em_sys_access access;
+	uint64_t ip;      /* of the instruction; for a trap, where it lies */
+	uint64_t address; /* that was touched or run */
+};
+
+/* From now on `tell` is called when an instruction of the process faults, in the signal handler, then what was there before is done.
+ * On again: once more, and whoever came after us stays before us. Off: what was there is put back, where nobody came after us. */
+int em_sys_faults_on(void (*tell)(const struct em_sys_fault *fault));
+int em_sys_faults_off(void);
+/* For signal handlers: */
+bool em_sys_peek(void *to, const void *from, size_t len); /* copies memory that may be gone; false: it is */
+void em_sys_tell(const char *text, size_t len);           /* to stderr */
+uint32_t em_sys_thread(void);                             /* the kernel's number of the calling thread */
+
 /*
  * A lock that costs its home thread two plain stores. An atomic read-modify-write would wait until every write to cold code memory
  * before it is done, which is most of what alloc and free take; so the thread that made the lock, its home, goes in by a flag that only

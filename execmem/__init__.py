@@ -49,6 +49,7 @@ from execmem.memory import (
     execmem_place_many,
     find,
     probe,
+    report_faults,
     sync,
 )
 
@@ -89,5 +90,6 @@ __all__ = [
     "execmem_place_many",
     "find",
     "probe",
+    "report_faults",
     "sync",
 ]

@@ -130,24 +130,29 @@ def c_calls(text: str, names: str) -> Iterator[tuple[int, str]]:
 SYSTEM_CALLS: Final = (
     "mmap|munmap|mprotect|mremap|madvise|msync|mlock|memfd_create|pwritev?|preadv?|ioctl|syscall|open|openat|creat|close|"
     "read|write|readv|writev|lseek|ftruncate|fallocate|fstat|stat|prctl|getrandom|getpid|gettid|kill|tgkill|raise|"
-    "sigaction|signal|fork|vfork|execve|pipe2?|socket|fopen|fdopen|opendir|clock_gettime|nanosleep|sysconf|getrlimit|"
+    "sigaction|sigaltstack|process_vm_readv|signal|fork|vfork|execve|pipe2?|socket|fopen|fdopen|opendir|clock_gettime|nanosleep|sysconf|getrlimit|"
     "setrlimit|pthread_atfork|pthread_create|pthread_kill|membarrier"
 )
-SYSTEM_HEADERS: Final = re.compile(r"sys/.*|linux/.*|asm/.*|unistd\.h|fcntl\.h|signal\.h|sched\.h|dirent\.h|pthread\.h")
+SYSTEM_HEADERS: Final = re.compile(
+    r"sys/.*|linux/.*|asm/.*|unistd\.h|fcntl\.h|signal\.h|sched\.h|dirent\.h|pthread\.h|ucontext\.h"
+)
 
 
-def system_calls_in_one_file(tree: Tree) -> list[str]:
+SYSTEM_FILES: Final = ("csrc/sys_linux.c", "csrc/sys_stop.c", "csrc/sys_fault.c")
+
+
+def system_calls_in_their_files(tree: Tree) -> list[str]:
     """Only the files of sys make system calls (law 3)."""
     complaints = []
     for path, text in pick(tree, ".c", ".h", under=CORE):
-        if path.startswith("csrc/sys_"):
+        if path in SYSTEM_FILES:
             continue
         complaints += [
-            f"{path}:{line}: {name}() belongs in a file of sys, behind sys.h"
+            f"{path}:{line}: {name}() belongs in one of {', '.join(SYSTEM_FILES)}, behind sys.h"
             for line, name in c_calls(text, SYSTEM_CALLS)
         ]
         complaints += [
-            f"{path} includes <{name}>; only the files of sys speak to the system"
+            f"{path} includes <{name}>; only {' and '.join(SYSTEM_FILES)} speak to the system"
             for name, ours in includes(text)
             if not ours and SYSTEM_HEADERS.fullmatch(name)
         ]
@@ -157,9 +162,9 @@ def system_calls_in_one_file(tree: Tree) -> list[str]:
 # Lowest first. A file may include what stands on a lower floor and, on its own floor, what stands to its left.
 C_FLOORS: Final = (
     ("execmem.h", "base", "error", "sys"),
-    ("arch", "room", "map", "pack", "park", "index", "ledger"),
+    ("arch", "room", "map", "pack", "park", "index", "ledger", "grave"),
     ("poke",),
-    ("domain", "supply", "fork", "stats"),
+    ("domain", "report", "supply", "fork", "stats"),
     ("block",),
     ("batch", "execmem"),
     ("pyblock",),
@@ -504,9 +509,10 @@ LONG_PYTHON = "def f():\n" + "    g()\n" * 70
 CI = 'demo="a && b"\ntests="c && d"\n'
 
 BAD: Final[tuple[tuple[Rule, dict[str, str], str], ...]] = (
-    (system_calls_in_one_file, {"csrc/map.c": "int f(void)\n{\n\treturn mmap(0, 1);\n}\n"}, "map.c:3: mmap"),
-    (system_calls_in_one_file, {"arch/x86_64/poke.c": "void f(void) { syscall (1); }"}, "syscall() belongs"),
-    (system_calls_in_one_file, {"csrc/poke.c": "#include <sys/mman.h>\n"}, "<sys/mman.h>"),
+    (system_calls_in_their_files, {"csrc/map.c": "int f(void)\n{\n\treturn mmap(0, 1);\n}\n"}, "map.c:3: mmap"),
+    (system_calls_in_their_files, {"arch/x86_64/poke.c": "void f(void) { syscall (1); }"}, "syscall() belongs"),
+    (system_calls_in_their_files, {"csrc/poke.c": "#include <sys/mman.h>\n"}, "<sys/mman.h>"),
+    (system_calls_in_their_files, {"csrc/sys_new.c": "void f(void) { sigaction(1); }"}, "sys_new.c:1: sigaction"),
     (includes_point_down, {"csrc/map.c": '#include "domain.h"\n'}, "map.c includes domain.h"),
     (includes_point_down, {"csrc/pack.h": '#include "index.h"\n'}, "above or beside"),
     (includes_point_down, {"csrc/new.c": ""}, "on no floor"),
@@ -580,9 +586,9 @@ BAD: Final[tuple[tuple[Rule, dict[str, str], str], ...]] = (
 )
 
 GOOD: Final[tuple[tuple[Rule, dict[str, str]], ...]] = (
-    (system_calls_in_one_file, {"csrc/sys_linux.c": "#include <unistd.h>\nint f(void) { return read(0, 0, 0); }"}),
+    (system_calls_in_their_files, {"csrc/sys_linux.c": "#include <unistd.h>\nint f(void) { return read(0, 0, 0); }"}),
     (
-        system_calls_in_one_file,
+        system_calls_in_their_files,
         {"csrc/map.c": "/* mmap() */ int f(x) { return em_sys_write(1) + x->open(2) + t.read(3); }"},
     ),
     (
