@@ -224,6 +224,14 @@ static void inherit(execmem_domain *d, uint32_t forks)
 		inherit(child, forks);
 }
 
+/* What the parent's code is written through is no business of a child's, also when it cannot go on with the domains. */
+static void shut_doors(execmem_domain *d)
+{
+	em_map_inherit(&d->map);
+	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
+		shut_doors(child);
+}
+
 static bool in_child(execmem_domain *root, uint32_t forks)
 {
 	bool done = seen.copied;
@@ -239,6 +247,8 @@ static bool in_child(execmem_domain *root, uint32_t forks)
 		own_ledgers(root, &done);
 	if (done)
 		inherit(root, forks);
+	else
+		shut_doors(root);
 	return done;
 }
 

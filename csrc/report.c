@@ -124,7 +124,7 @@ static enum place look_at_record(struct look *l, const struct em_pack_word *g, u
 	if (number >= h->blocks_stride / sizeof record ||
 	    !peek_at(l, h->blocks_offset + l->number * h->blocks_stride + number * sizeof record, &record, sizeof record))
 		return PLACE_UNKNOWN;
-	if (record.state == EXECMEM_BLOCK_PARKED)
+	if (record.state == EXECMEM_BLOCK_PARKED || record.state == EXECMEM_BLOCK_HELD)
 		return PLACE_FREE;
 	if (record.unused >= bytes)
 		return PLACE_UNKNOWN;

@@ -116,3 +116,36 @@ def test_code_cannot_be_written_where_it_runs(run_child: Callable[..., str], mod
         """
     )
     assert told.split() == ["SIGSEGV", "SIGTRAP"]
+
+
+@needs_x86
+def test_a_forked_child_inherits_no_door_to_its_parents_code(run_child: Callable[..., str], mode: str) -> None:
+    told = run_child(
+        f"""
+        import ctypes, os, execmem
+
+        def other_memory(link):
+            return link.endswith("/mem") and f"/{os.getpid()}/" not in link
+
+        def doors():
+            names = [f"/proc/self/fd/{{fd}}" for fd in os.listdir("/proc/self/fd")]
+            links = [os.readlink(name) for name in names if os.path.islink(name)]  # the list's own is gone by now
+            return [link for link in links if link == "/memfd:execmem (deleted)" or other_memory(link)]
+
+        domain = execmem.Domain(write_mode={mode!r})
+        inner = execmem.Domain(parent=domain, write_mode={mode!r})
+        blocks = [domain.place(bytes.fromhex("{ADD7.hex()}")), inner.place(bytes.fromhex("{ADD7.hex()}"))]
+        print(len(doors()))
+        for _ in range(2):  # and a child of a child
+            child = os.fork()
+            if child:
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        added = [ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long)(block.address)(35) for block in blocks]
+        print(len(doors()), *added, flush=True)
+        os._exit(0)
+        """,
+        PYTHONUNBUFFERED="1",
+    )
+    before, after = told.splitlines()
+    assert int(before) >= (3 if mode in {"syscall", "alias"} else 1)  # the default domain has one in any case
+    assert after == "0 42 42"
