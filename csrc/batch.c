@@ -494,7 +494,7 @@ static void find_row(const struct hold *h, size_t count, const uint64_t *address
 			break;
 		else
 			row->all.chunks += at.chunks;
-		row->filled |= !(at.block->state & EXECMEM_BLOCK_RESERVED);
+		row->filled |= !em_block_is_blank(at.block);
 		end = at.address + ((uint64_t)at.chunks << EM_CHUNK_SHIFT);
 		row->to++;
 	} while (row->to < count && !at.span && addresses[row->to] == end);

@@ -159,6 +159,18 @@ EM_HOT bool em_block_blank_plain(struct em_shard *s, const struct em_place *at)
 	return false;
 }
 
+/* What was never filled is blank still; but data is written by anybody. Other bits of the state may be set. */
+EM_HOT bool em_block_is_blank(const execmem_block *block)
+{
+	return block->state & EXECMEM_BLOCK_RESERVED && block->kind != EXECMEM_DATA;
+}
+
+/* Bytes of a block that may not be blank. */
+EM_HOT uint64_t em_block_touched(const struct em_place *at)
+{
+	return at->block->kind == EXECMEM_DATA ? (uint64_t)at->chunks << EM_CHUNK_SHIFT : em_round_up(at->size, 16);
+}
+
 /* ---- alloc and free ---- */
 
 /* Asks for the lines of the block that will go next, and of its books, so that they are in the cache when its turn comes. */
@@ -273,10 +285,10 @@ EM_HOT int em_block_free(struct em_shard *s, struct em_place *at, uint32_t ms)
 
 	if (EM_UNLIKELY(s->shared) && em_block_keeps(s, at))
 		return em_block_hold(s, at, ms);
-	if (EM_LIKELY(at->block->state != EXECMEM_BLOCK_RESERVED)) { /* what was never filled is blank still */
+	if (EM_LIKELY(!em_block_is_blank(at->block))) {
 		if (EM_LIKELY(s->plain))
 			cold = em_block_blank_plain(s, at);
-		else if ((err = em_block_blank_slow(s, at, em_round_up(at->size, 16))) < 0)
+		else if ((err = em_block_blank_slow(s, at, em_block_touched(at))) < 0)
 			return err;
 	}
 	em_block_drop(s, at, cold, ms);

@@ -48,6 +48,25 @@ def test_alloc_fill_free() -> None:
     assert read(address, 64) == bytes([TRAP]) * 64
 
 
+@pytest.mark.parametrize("size", [1, 64, 200, PACK + 1])
+def test_data_that_was_written_where_it_lies_is_gone_when_freed(mode: str, size: int) -> None:
+    with execmem.Domain(write_mode=mode) as domain:
+        for free_many in (False, True):
+            blocks = domain.alloc_many([size] * 3, kind="data")
+            addresses = blocks.addresses.tolist()
+            for address in addresses:
+                ffi.memmove(ffi.cast("char *", address), b"A" * size, size)  # data needs no fill
+            if free_many:
+                blocks.free()
+            else:
+                for block in blocks:
+                    block.free()
+            domain.check()
+            later = domain.alloc_many([size] * 3, kind="data")
+            assert [bytes(block) for block in later] == [bytes(size)] * 3
+            later.free()
+
+
 @pytest.mark.parametrize("align", [1 << power for power in range(13)])
 def test_an_alignment_is_kept(align: int) -> None:
     addresses = [execmem.execmem_alloc(65, align) for _ in range(5)]

@@ -692,5 +692,6 @@ int main(void)
 	test_from_anywhere();
 	test_memory();
 	test_graves();
+	puts("ok");
 	return 0;
 }
