@@ -4,17 +4,46 @@
 
 #include <string.h>
 
+enum { BLOCK = sizeof(struct em_grave_block) / 8, WINDOW = sizeof(struct em_grave_window) / 8 }; /* words */
+
 _Atomic bool em_grave_opened;
-static _Atomic(struct em_grave_block *) blocks; /* [EM_GRAVE_BLOCKS]; stays once it is there, for a reader may be in it */
+static _Atomic(uint64_t *) blocks; /* EM_GRAVE_BLOCKS times BLOCK words; stay once they are there, for a reader may be in them */
 static _Atomic uint64_t blocks_buried;
-static struct em_grave_window windows[EM_GRAVE_WINDOWS];
+static uint64_t windows[EM_GRAVE_WINDOWS * WINDOW];
 static _Atomic uint64_t windows_buried;
+
+/* ---- entries ---- */
+
+/* Each word is stored after the 0 before it, and the number after all words. */
+static void write_entry(uint64_t *at, const void *from, size_t words, uint64_t number)
+{
+	uint64_t copy[BLOCK];
+
+	memcpy(copy, from, words * sizeof *copy);
+	__atomic_store_n(&at[0], 0, __ATOMIC_RELAXED);
+	for (size_t i = 1; i < words; i++)
+		__atomic_store_n(&at[i], copy[i], __ATOMIC_RELEASE);
+	__atomic_store_n(&at[0], number, __ATOMIC_RELEASE);
+}
+
+/* False: it was overtaken, or is being written. */
+static bool read_entry(void *to, const uint64_t *at, size_t words, uint64_t number)
+{
+	uint64_t copy[BLOCK] = {number};
+
+	if (__atomic_load_n(&at[0], __ATOMIC_ACQUIRE) != number)
+		return false;
+	for (size_t i = 1; i < words; i++)
+		copy[i] = __atomic_load_n(&at[i], __ATOMIC_ACQUIRE);
+	memcpy(to, copy, words * sizeof *copy);
+	return __atomic_load_n(&at[0], __ATOMIC_RELAXED) == number;
+}
 
 /* ---- writing ---- */
 
 int em_grave_open(void)
 {
-	struct em_grave_block *none = NULL;
+	uint64_t *none = NULL;
 	void *ring = NULL;
 
 	if (!atomic_load(&blocks)) {
@@ -36,58 +65,28 @@ void em_grave_close(void)
 
 void em_grave_bury(const struct em_grave_block *block)
 {
-	struct em_grave_block *ring = atomic_load(&blocks), *at;
-	uint64_t number;
+	uint64_t *ring = atomic_load(&blocks), number;
 
 	if (!ring)
 		return;
 	number = atomic_fetch_add(&blocks_buried, 1);
-	at = &ring[number % EM_GRAVE_BLOCKS];
-	atomic_store(&at->number, 0);
-	atomic_thread_fence(memory_order_seq_cst);
-	at->address = block->address;
-	at->size = block->size;
-	at->domain = block->domain;
-	at->shard = block->shard;
-	at->sequence = block->sequence;
-	at->time_ms = block->time_ms;
-	memcpy(at->name, block->name, sizeof at->name);
-	atomic_store(&at->number, number + 1);
+	write_entry(&ring[number % EM_GRAVE_BLOCKS * BLOCK], block, BLOCK, number + 1);
 }
 
 void em_grave_bury_window(uint64_t start, uint64_t size, uint32_t domain, const char *name)
 {
+	struct em_grave_window window = {.start = start, .size = size, .closed_ms = em_sys_milliseconds(), .domain = domain};
 	uint64_t number = atomic_fetch_add(&windows_buried, 1);
-	struct em_grave_window *at = &windows[number % EM_GRAVE_WINDOWS];
 
-	atomic_store(&at->number, 0);
-	atomic_thread_fence(memory_order_seq_cst);
-	at->start = start;
-	at->size = size;
-	at->closed_ms = em_sys_milliseconds();
-	at->domain = domain;
-	memset(at->name, 0, sizeof at->name);
-	strncpy(at->name, name, sizeof at->name - 1);
-	atomic_store(&at->number, number + 1);
+	strncpy(window.name, name, sizeof window.name - 1);
+	write_entry(&windows[number % EM_GRAVE_WINDOWS * WINDOW], &window, WINDOW, number + 1);
 }
 
 /* ---- reading ---- */
 
-/* Copies an entry whose number is the first thing in it; false: it was overtaken. */
-static bool copy_whole(void *out, const void *at, size_t size, const _Atomic uint64_t *number, uint64_t wanted)
+static bool read_block(uint64_t number, struct em_grave_block *out)
 {
-	if (atomic_load(number) != wanted)
-		return false;
-	memcpy(out, at, size);
-	atomic_thread_fence(memory_order_seq_cst);
-	return atomic_load(number) == wanted;
-}
-
-static bool copy_block(uint64_t number, struct em_grave_block *out)
-{
-	const struct em_grave_block *at = &atomic_load(&blocks)[(number - 1) % EM_GRAVE_BLOCKS];
-
-	return copy_whole(out, at, sizeof *out, &at->number, number);
+	return read_entry(out, &atomic_load(&blocks)[(number - 1) % EM_GRAVE_BLOCKS * BLOCK], BLOCK, number);
 }
 
 static uint64_t oldest_block(uint64_t newest)
@@ -100,7 +99,7 @@ bool em_grave_find_event(uint32_t domain, uint32_t shard, uint32_t sequence, str
 	uint64_t newest = atomic_load(&blocks) ? atomic_load(&blocks_buried) : 0;
 
 	for (uint64_t number = newest; number > oldest_block(newest); number--)
-		if (copy_block(number, out) && out->domain == domain && out->shard == shard && out->sequence == sequence)
+		if (read_block(number, out) && out->domain == domain && out->shard == shard && out->sequence == sequence)
 			return true;
 	return false;
 }
@@ -110,7 +109,7 @@ bool em_grave_find_block(uint32_t domain, uint64_t address, struct em_grave_bloc
 	uint64_t newest = atomic_load(&blocks) ? atomic_load(&blocks_buried) : 0;
 
 	for (uint64_t number = newest; number > oldest_block(newest); number--)
-		if (copy_block(number, out) && out->domain == domain && address - out->address < em_round_up(out->size, EXECMEM_CHUNK))
+		if (read_block(number, out) && out->domain == domain && address - out->address < em_round_up(out->size, EXECMEM_CHUNK))
 			return true;
 	return false;
 }
@@ -119,11 +118,8 @@ bool em_grave_find_window(uint64_t address, struct em_grave_window *out)
 {
 	uint64_t newest = atomic_load(&windows_buried);
 
-	for (uint64_t number = newest; number > 0 && newest - number < EM_GRAVE_WINDOWS; number--) {
-		const struct em_grave_window *at = &windows[(number - 1) % EM_GRAVE_WINDOWS];
-
-		if (copy_whole(out, at, sizeof *out, &at->number, number) && address - out->start < out->size)
+	for (uint64_t number = newest; number > 0 && newest - number < EM_GRAVE_WINDOWS; number--)
+		if (read_entry(out, &windows[(number - 1) % EM_GRAVE_WINDOWS * WINDOW], WINDOW, number) && address - out->start < out->size)
 			return true;
-	}
 	return false;
 }

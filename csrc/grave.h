@@ -1,7 +1,7 @@
 /* grave: what used to be there, for whoever comes too late: named blocks that were freed, and windows of domains that were closed.
  *
- * Two rings, newest over oldest, read without a lock by a signal handler while others write: an entry's number is 0 while it is written,
- * and a reader that does not find the same number after its copy was overtaken. Blocks are kept only while somebody asked for it
+ * Two rings of words, newest over oldest, read without a lock by a signal handler while others write: an entry's number, its first word, is
+ * 0 while it is written, and a reader that does not find the same number after its copy was overtaken. Blocks are kept only while somebody asked for it
  * (em_grave_open), for their names go with them; their address, size and time are in the ledger's events in any case.
  */
 #ifndef EM_GRAVE_H
@@ -18,7 +18,7 @@ enum {
 };
 
 struct em_grave_block {
-	_Atomic uint64_t number; /* 1 and up in the order of burial; 0: never used, or being written */
+	uint64_t number; /* 1 and up in the order of burial */
 	uint64_t address;
 	uint32_t size;
 	uint32_t domain;   /* its number */
@@ -30,7 +30,7 @@ struct em_grave_block {
 };
 
 struct em_grave_window {
-	_Atomic uint64_t number;
+	uint64_t number;
 	uint64_t start, size;
 	uint64_t closed_ms; /* em_sys_milliseconds */
 	uint32_t domain;
@@ -38,7 +38,7 @@ struct em_grave_window {
 	char name[64];
 };
 
-static_assert(sizeof(struct em_grave_block) == 128, "two cache lines a grave");
+static_assert(sizeof(struct em_grave_block) == 128 && sizeof(struct em_grave_window) % 8 == 0, "graves are whole words");
 
 extern _Atomic bool em_grave_opened;
 

@@ -5,6 +5,7 @@ Who is called before and after the reporter, and what it may not wait for, is in
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,31 +14,53 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from conftest import needs_x86
 
 import execmem
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = needs_x86
 
 PRELUDE: Final = """
-import ctypes, faulthandler, os, resource, signal, sys, threading, time
-import execmem
-
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 RET = bytes.fromhex("c3")
 ADD7 = bytes.fromhex("488d4707c3")  # lea rax, [rdi + 7]; ret
 
 def call(address):
     ctypes.CFUNCTYPE(None)(address)()
 
-domain = execmem.Domain("crimes", write_mode=os.environ.get("CRIME_MODE"))
+domain = execmem.Domain("crimes", write_mode=mode)
 block = domain.place(ADD7, name="add7")
 address = block.address
 """
 TELL: Final = "\nexecmem.report_faults()\n"
+
+# Forks a child for each crime, so that Python starts once; the child opens its own domain.
+SCENE: Final = """
+import ctypes, faulthandler, json, os, resource, signal, sys, threading, time, traceback
+import execmem
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+for line in sys.stdin:
+    source, mode, out, told = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # whoever hangs ends with SIGALRM
+        for path, descriptor in ((out, 1), (told, 2)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        try:
+            exec(source)
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -49,18 +72,41 @@ class End:
     told: str
 
 
-def commit(source: str, *, tell: bool = True, mode: str = "") -> End:
-    """Run a crime in a Python of its own."""
-    environment = {**os.environ, "CRIME_MODE": mode} if mode else {**os.environ}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PRELUDE + TELL * tell + textwrap.dedent(source)],
-        env=environment,
-        cwd=Path(execmem.__file__).parents[1],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    return End(done.returncode, done.stdout.decode(), done.stderr.decode())
+class Scene:
+    """Where crimes are committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = [str(folder / name) for name in ("out", "told")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SCENE],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # no threads that a fork would lose
+            cwd=Path(execmem.__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def commit(self, source: str, *, tell: bool = True, mode: str | None = None) -> End:
+        """Run a crime in a child of its own."""
+        assert self.process.stdin
+        assert self.process.stdout
+        program = PRELUDE + TELL * tell + textwrap.dedent(source)
+        self.process.stdin.write(json.dumps([program, mode, *self.paths]) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        return End(code, *(Path(path).read_text(encoding="utf-8") for path in self.paths))
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    scene = Scene(tmp_path_factory.mktemp("crimes"))
+    yield scene
+    scene.close()
 
 
 def expect_told(end: End, *parts: str) -> None:
@@ -251,9 +297,9 @@ CRIMES: Final[dict[str, tuple[str, signal.Signals, tuple[str, ...]]]] = {
 
 
 @pytest.mark.parametrize("crime", CRIMES)
-def test_a_crime_has_its_end_and_is_told(crime: str) -> None:
+def test_a_crime_has_its_end_and_is_told(scene: Scene, crime: str) -> None:
     source, expected, parts = CRIMES[crime]
-    end = commit(source)
+    end = scene.commit(source)
     assert end.code == -expected, end.told
     expect_told(end, "^execmem: ", *parts)
     assert end.told.count("usually:") <= 1
@@ -263,16 +309,16 @@ def test_a_crime_has_its_end_and_is_told(crime: str) -> None:
 @pytest.mark.parametrize(
     "crime", ["call_freed", "call_reserved", "write_code", "code_of_another_cpu", "call_closed_domain"]
 )
-def test_the_end_is_the_same_untold(crime: str) -> None:
+def test_the_end_is_the_same_untold(scene: Scene, crime: str) -> None:
     source, expected, _ = CRIMES[crime]
-    assert commit(source, tell=False) == End(-expected, "", "")
-    assert commit("execmem.report_faults(on=False)\n" + textwrap.dedent(source)) == End(-expected, "", "")
+    assert scene.commit(source, tell=False) == End(-expected, "", "")
+    assert scene.commit("execmem.report_faults(on=False)\n" + textwrap.dedent(source)) == End(-expected, "", "")
 
 
 @pytest.mark.parametrize("crime", ["call_freed", "write_code"])
-def test_a_crime_ends_alike_in_every_mode(crime: str, mode: str) -> None:
+def test_a_crime_ends_alike_in_every_mode(scene: Scene, crime: str, mode: str) -> None:
     source, expected, parts = CRIMES[crime]
-    end = commit(source, mode=mode)
+    end = scene.commit(source, mode=mode)
     assert end.code == -expected, end.told
     expect_told(end, *parts)
 
@@ -301,9 +347,9 @@ REFUSED: Final[dict[str, tuple[str, str]]] = {
 
 
 @pytest.mark.parametrize("crime", REFUSED)
-def test_a_refused_crime_changes_nothing(crime: str) -> None:
+def test_a_refused_crime_changes_nothing(scene: Scene, crime: str) -> None:
     source, error = REFUSED[crime]
-    end = commit(
+    end = scene.commit(
         f"""
         other = domain.place(ADD7, name="other")
         try:
@@ -321,8 +367,8 @@ def test_a_refused_crime_changes_nothing(crime: str) -> None:
     assert end == End(0, error + "\n", "")
 
 
-def test_of_threads_that_free_the_same_block_one_does() -> None:
-    end = commit(
+def test_of_threads_that_free_the_same_block_one_does(scene: Scene) -> None:
+    end = scene.commit(
         """
         def free(address, ends):
             try:
@@ -350,26 +396,26 @@ def test_of_threads_that_free_the_same_block_one_does() -> None:
 
 @pytest.mark.parametrize("crime", ["write_code", "code_of_another_cpu"])
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_faulthandler_tells_too(crime: str, order: str) -> None:
+def test_faulthandler_tells_too(scene: Scene, crime: str, order: str) -> None:
     source, expected, parts = CRIMES[crime]
     enable = "faulthandler.enable()\n"
     both = enable + TELL if order == "before" else TELL + enable
-    end = commit(both + textwrap.dedent(source), tell=False)
+    end = scene.commit(both + textwrap.dedent(source), tell=False)
     assert end.code == -expected, end.told
     expect_told(end, *parts)
     expect_told(end, "Fatal Python error: ", "most recent call first")
     assert (end.told.index("execmem: ") < end.told.index("Fatal Python error")) is (order == "before")
 
 
-def test_faulthandler_tells_of_other_faults_alone() -> None:
-    end = commit("faulthandler.enable(); ctypes.string_at(16, 1)")
+def test_faulthandler_tells_of_other_faults_alone(scene: Scene) -> None:
+    end = scene.commit("faulthandler.enable(); ctypes.string_at(16, 1)")
     assert end.code == -signal.SIGSEGV
     assert "Fatal Python error" in end.told
     assert "execmem" not in end.told.replace("execmem._core", "")  # the list of modules names it
 
 
-def test_a_fault_in_a_forked_child_is_told_there() -> None:
-    end = commit(
+def test_a_fault_in_a_forked_child_is_told_there(scene: Scene) -> None:
+    end = scene.commit(
         """
         block.free()
         child = os.fork()
@@ -384,8 +430,8 @@ def test_a_fault_in_a_forked_child_is_told_there() -> None:
     expect_told(end, FREED, 'block "add7"', AGE, "opened before this process was forked")
 
 
-def test_a_fault_in_a_childs_own_domain_is_told() -> None:
-    end = commit(
+def test_a_fault_in_a_childs_own_domain_is_told(scene: Scene) -> None:
+    end = scene.commit(
         """
         child = os.fork()
         if child == 0:
@@ -401,10 +447,10 @@ def test_a_fault_in_a_childs_own_domain_is_told() -> None:
     assert "forked" not in end.told
 
 
-def test_other_faults_are_passed_on_without_a_word() -> None:
-    assert commit("ctypes.string_at(16, 1)") == End(-signal.SIGSEGV, "", "")
-    assert commit("signal.raise_signal(signal.SIGTRAP)") == End(-signal.SIGTRAP, "", "")
-    end = commit(  # a breakpoint in memory of somebody else
+def test_other_faults_are_passed_on_without_a_word(scene: Scene) -> None:
+    assert scene.commit("ctypes.string_at(16, 1)") == End(-signal.SIGSEGV, "", "")
+    assert scene.commit("signal.raise_signal(signal.SIGTRAP)") == End(-signal.SIGTRAP, "", "")
+    end = scene.commit(  # a breakpoint in memory of somebody else
         """
         import mmap
         page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -417,8 +463,8 @@ def test_other_faults_are_passed_on_without_a_word() -> None:
     assert end == End(-signal.SIGTRAP, "", "")
 
 
-def test_python_handlers_are_put_back() -> None:
-    end = commit(
+def test_python_handlers_are_put_back(scene: Scene) -> None:
+    end = scene.commit(
         """
         signal.signal(signal.SIGTRAP, lambda *_: print("handled"))
         for _ in range(2):

@@ -36,6 +36,7 @@ static void run(const char *name, void (*crime)(void))
 	pid_t child;
 
 	snprintf(test_context, sizeof test_context, "%s", name);
+	fflush(stdout); /* or the child would say it again */
 	EXPECT(pipe(ends) == 0);
 	child = fork();
 	EXPECT(child >= 0);
@@ -417,6 +418,10 @@ static void test_handlers_after_us(void)
 	run("on again behind another", on_again_behind_another);
 	EXPECT(died_of(SIGSEGV) && count("spoken") == 1);
 	EXPECT_TOLD(1);
+#ifdef __SANITIZE_THREAD__
+	puts("skipped, raised by another: ThreadSanitizer gives the first handler a frame of its own making");
+	return;
+#endif
 	run("raised by another", raised_by_another);
 	EXPECT(died_of(SIGSEGV) && count("spoken") == 1);
 	EXPECT_TOLD(1);
