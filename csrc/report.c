@@ -71,7 +71,7 @@ static bool peek_header(struct look *l)
 	const execmem_header *at = __atomic_load_n(&l->domain->ledger.header, __ATOMIC_RELAXED);
 	const execmem_header *h = &l->header;
 
-	return at && em_sys_peek(&l->header, at, sizeof l->header) && memcmp(h->magic, "EXECMEM", 8) == 0 && h->version == 2 &&
+	return at && em_sys_peek(&l->header, at, sizeof l->header) && memcmp(h->magic, "EXECMEM", 8) == 0 && h->version == 3 &&
 	       l->address - h->window < (uint64_t)h->packs_max << EM_PACK_SHIFT && h->shards <= EXECMEM_SHARDS_MAX &&
 	       h->events_max == EM_LEDGER_EVENTS && h->maps_stride >= sizeof(struct em_ledger_maps);
 }
