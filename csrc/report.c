@@ -58,9 +58,17 @@ static _Atomic uint32_t told;
 
 /* ---- reading the books ---- */
 
+/* Where the ledger is, as long as its domain is open. Handles stay where they are. */
+static const uint8_t *ledger_of(const struct look *l)
+{
+	const execmem_header *at = NULL;
+
+	return em_sys_peek(&at, &l->domain->ledger.header, sizeof at) ? (const uint8_t *)at : NULL;
+}
+
 static bool peek_at(const struct look *l, uint64_t offset, void *to, size_t len)
 {
-	const uint8_t *ledger = (const uint8_t *)__atomic_load_n(&l->domain->ledger.header, __ATOMIC_RELAXED);
+	const uint8_t *ledger = ledger_of(l);
 
 	return ledger && offset < l->header.ledger_size && len <= l->header.ledger_size - offset &&
 	       em_sys_peek(to, ledger + offset, len);
@@ -68,7 +76,7 @@ static bool peek_at(const struct look *l, uint64_t offset, void *to, size_t len)
 
 static bool peek_header(struct look *l)
 {
-	const execmem_header *at = __atomic_load_n(&l->domain->ledger.header, __ATOMIC_RELAXED);
+	const uint8_t *at = ledger_of(l);
 	const execmem_header *h = &l->header;
 
 	return at && em_sys_peek(&l->header, at, sizeof l->header) && memcmp(h->magic, "EXECMEM", 8) == 0 && h->version == 3 &&
@@ -124,9 +132,7 @@ static enum place look_at_record(struct look *l, const struct em_pack_word *g, u
 	if (number >= h->blocks_stride / sizeof record ||
 	    !peek_at(l, h->blocks_offset + l->number * h->blocks_stride + number * sizeof record, &record, sizeof record))
 		return PLACE_UNKNOWN;
-	if (record.state == EXECMEM_BLOCK_PARKED || record.state == EXECMEM_BLOCK_HELD)
-		return PLACE_FREE;
-	if (record.unused >= bytes)
+	if (record.state == EXECMEM_BLOCK_NONE || record.unused >= bytes)
 		return PLACE_UNKNOWN;
 	l->block = (struct block){.address = h->window + em_domain_offset(l->number, first), .size = bytes - record.unused};
 	peek_name(l, record.name, l->block.name, sizeof l->block.name);
@@ -134,7 +140,7 @@ static enum place look_at_record(struct look *l, const struct em_pack_word *g, u
 		return PLACE_DYING;
 	return record.state == EXECMEM_BLOCK_FILLED     ? PLACE_LIVE
 	       : record.state == EXECMEM_BLOCK_RESERVED ? PLACE_RESERVED
-	                                                : PLACE_UNKNOWN;
+	                                                : PLACE_FREE; /* kept whole for the next */
 }
 
 static enum place look_at_pack(struct look *l, struct em_pack_word *groups)
@@ -364,6 +370,7 @@ static void say_domain(struct teller *t, const struct look *l)
 	static const char *const kinds[EXECMEM_KINDS] = {"text", "rodata", "data"};
 	bool closed = l->place == PLACE_CLOSED;
 	const char *name = closed ? l->window.name : l->header.name;
+	uint32_t forks;
 
 	if (l->place == PLACE_UNKNOWN)
 		return;
@@ -377,7 +384,7 @@ static void say_domain(struct teller *t, const struct look *l)
 		say(t, ", kind ");
 		say(t, kinds[l->pack.kind]);
 	}
-	if (l->domain->forks != em_domain_forks)
+	if (em_sys_peek(&forks, &l->domain->forks, sizeof forks) && forks != em_domain_forks)
 		say(t, ", opened before this process was forked");
 }
 
@@ -501,7 +508,7 @@ static struct teller *take_teller(void)
 
 static void tell(const struct em_sys_fault *f)
 {
-	struct teller *t = take_teller();
+	struct teller *t = atomic_load(&told) < MOST ? take_teller() : NULL;
 	bool at, from, separate = f->access != EM_SYS_RAN && f->ip != f->address;
 
 	if (!t)
@@ -512,7 +519,7 @@ static void tell(const struct em_sys_fault *f)
 	if (separate || f->kind == EM_SYS_FAULT_PROTECTION)
 		look(t, &t->from, f->ip);
 	from = (separate || f->kind == EM_SYS_FAULT_PROTECTION) && t->from.place != PLACE_NONE;
-	if ((at || from) && atomic_load(&told) < MOST) {
+	if (at || from) {
 		if (at)
 			say_fault(t, f, &t->at);
 		if (from)

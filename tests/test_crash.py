@@ -276,6 +276,24 @@ CRIMES: Final[dict[str, tuple[str, signal.Signals, tuple[str, ...]]]] = {
         signal.SIGTRAP,
         (FREED, 'block "add7"', AGE),
     ),
+    "call_freed_by_another_thread": (  # its events are in a ring of its own
+        """
+        freed = []
+
+        def place_and_free():
+            block = domain.place(RET, name="of the thread")
+            freed.append(block.address)
+            block.free()
+
+        t = threading.Thread(target=place_and_free)
+        t.start()
+        t.join()
+        assert domain.header()["shards"][0] == 2
+        call(freed[0])
+        """,
+        signal.SIGTRAP,
+        (FREED, 'block "of the thread", 1 byte at', AGE),
+    ),
     "free_while_running": (
         """
         spin = domain.place(bytes.fromhex("ebfe"), name="spin")  # jmp to itself

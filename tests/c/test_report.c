@@ -15,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -30,6 +31,7 @@ static char words[65536]; /* what the last child said */
 /* Runs a crime in a child with none of a sanitizer's handlers. */
 static void run(const char *name, void (*crime)(void))
 {
+	char rest[4096]; /* what is said beyond is not looked at */
 	int ends[2];
 	size_t used = 0;
 	ssize_t got;
@@ -53,8 +55,9 @@ static void run(const char *name, void (*crime)(void))
 		_exit(0);
 	}
 	close(ends[1]);
-	while (used < sizeof words - 1 && (got = read(ends[0], words + used, sizeof words - 1 - used)) > 0)
-		used += (size_t)got;
+	while ((got = used < sizeof words - 1 ? read(ends[0], words + used, sizeof words - 1 - used)
+	                                      : read(ends[0], rest, sizeof rest)) > 0)
+		used += used < sizeof words - 1 ? (size_t)got : 0;
 	words[used] = '\0';
 	close(ends[0]);
 	EXPECT(waitpid(child, &end_status, 0) == child);
@@ -460,28 +463,45 @@ static void refused_memory(void)
 	call_freed();
 }
 
-/* A sandbox that lets nobody handle SIGSEGV. */
-static void refused_handler(void)
+/* A sandbox: a call is refused; where `argument` is not 0, only when its first argument is that and its second is no null pointer. */
+static void refuse(unsigned number, unsigned argument)
 {
 	struct sock_filter filter[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigaction, 0, 6),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 6),
+		BPF_JUMP(BPF_JMP | BPF_JA, argument ? 0 : 4, 0, 0),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SIGSEGV, 0, 4),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, argument, 0, 3),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 2, 0), /* only asked what is there */
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
 	struct sock_fprog program = {sizeof filter / sizeof filter[0], filter};
-	struct sigaction now;
 
 	CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
+
+static void refused_handler(void)
+{
+	struct sigaction now;
+
+	refuse(SYS_rt_sigaction, SIGSEGV);
 	CHECK(execmem_report_faults(1) == EXECMEM_EDENIED && strstr(execmem_error_text(), "turn on reports of faults"));
 	for (int i = 0; i < 4; i++)
 		CHECK(sigaction(signals[i], NULL, &now) == 0 && now.sa_handler == SIG_DFL);
 	CHECK(!em_grave_is_open());
+	call_freed();
+}
+
+static void refused_reading(void)
+{
+	char byte;
+	struct iovec here = {&byte, 1};
+
+	refuse(SYS_process_vm_readv, 0);
+	CHECK(process_vm_readv(getpid(), &here, 1, &here, 1, 0) < 0 && errno == EPERM);
+	report();
 	call_freed();
 }
 
@@ -493,6 +513,9 @@ static void test_on_and_off(void)
 	EXPECT(died_of(SIGTRAP) && words[0] == '\0');
 	run("refused handler", refused_handler);
 	EXPECT(died_of(SIGTRAP) && words[0] == '\0');
+	run("refused reading", refused_reading);
+	EXPECT(died_of(SIGTRAP) && count("\"gone\"") == 1);
+	EXPECT_TOLD(1);
 }
 
 /* ---- threads, children, the first process ---- */
@@ -573,6 +596,58 @@ static void as_first_process(void)
 	die_in_child(SIGTRAP, code);
 }
 
+enum { ROUNDS = 300 };
+static void *_Atomic target; /* freed code, of a domain that comes and goes */
+
+static void *open_and_close(void *nothing)
+{
+	execmem_options options = {.name = "short-lived", .window = 2 << 20};
+
+	for (int round = 0; round < ROUNDS; round++) {
+		execmem_domain *d;
+		void *code;
+
+		CHECK(execmem_domain_open(&options, &d) == 0);
+		CHECK(execmem_place(d, EXECMEM_TEXT, returns, sizeof returns, 16, "gone", &code) == 0 && execmem_free(code) == 0);
+		target = code;
+		usleep(100);
+		CHECK(execmem_domain_close(d, 0) == 0);
+	}
+	target = NULL;
+	return nothing;
+}
+
+/* As if the call had come back, whatever it met. */
+static void come_back(int signal, siginfo_t *info, void *context)
+{
+	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	(void)info;
+	CHECK(signal == SIGTRAP || signal == SIGSEGV);
+	handled++;
+	registers[REG_RIP] = *(const greg_t *)(uintptr_t)registers[REG_RSP];
+	registers[REG_RSP] += 8;
+}
+
+static void domains_come_and_go(void)
+{
+	pthread_t thread;
+	void *code;
+
+	handle(come_back, 0);
+	report();
+	CHECK(pthread_create(&thread, NULL, open_and_close, NULL) == 0);
+	while (!target)
+		;
+	while ((code = target)) {
+		if (handled % 16 == 0)
+			report(); /* else it would soon fall silent */
+		call(code);
+	}
+	pthread_join(thread, NULL);
+	CHECK(handled > ROUNDS);
+}
+
 static void test_from_anywhere(void)
 {
 	run("locks held", locks_held);
@@ -581,6 +656,8 @@ static void test_from_anywhere(void)
 	run("in a thread", in_thread);
 	EXPECT(died_of(SIGTRAP));
 	EXPECT_TOLD(1);
+	run("domains come and go", domains_come_and_go);
+	EXPECT(ended_well() && count("domain \"short-lived\"") > 0);
 	run("in a child", in_child);
 	EXPECT(ended_well() && count("\"gone\"") == 1 && count("opened before this process was forked") == 1);
 	EXPECT_TOLD(1);
