@@ -46,6 +46,14 @@ static void in_forked_child(void)
 		__atomic_store_n(&em_domain_default, NULL, __ATOMIC_RELEASE);
 }
 
+/* When the library is loaded: a fork during its first use by another thread must find them, or the child would never get the tree's lock. */
+static int handlers; /* 0, or why they are not registered */
+
+__attribute__((constructor)) static void register_handlers(void)
+{
+	handlers = em_sys_at_fork(before_fork, in_parent, in_forked_child);
+}
+
 static int start_locked(void)
 {
 	const struct em_arch *arch = em_arch_host();
@@ -58,7 +66,7 @@ static int start_locked(void)
 		return em_error_set(EXECMEM_EUNSUPPORTED, "execmem needs pages of %d bytes, this kernel has %llu.", EM_PAGE,
 		                    (unsigned long long)em_sys_page_size());
 	arch->fill_traps(traps, sizeof traps);
-	if (em_sys_at_fork(before_fork, in_parent, in_forked_child) < 0)
+	if (handlers < 0)
 		return em_error_set(EXECMEM_ENOMEM, "could not register a fork handler: out of memory.");
 	started = true;
 	return 0;
@@ -132,6 +140,8 @@ static int find_domain(execmem_domain *domain, execmem_domain **out)
 
 	if (!d)
 		return execmem_error_code();
+	if (d->forks != em_domain_forks && !d->open)
+		return refuse_closed(); /* before the fork: its locks are of no use here */
 	if (d->forks != em_domain_forks)
 		return em_error_set(EXECMEM_EFORKED, "this domain was opened before fork(), and its bookkeeping could not be copied for "
 		                                     "the child (memory or files were short): its code runs here, "
@@ -601,7 +611,7 @@ int execmem_domain_open(const execmem_options *options, execmem_domain **out)
 	parent = options->parent ? options->parent : root_locked();
 	if (!parent)
 		err = execmem_error_code();
-	else if (parent->forks != em_domain_forks)
+	else if (parent->open && parent->forks != em_domain_forks)
 		err = em_error_set(EXECMEM_EFORKED,
 		                   "the parent domain was opened before fork() and could not be taken over by this child; open a new one.");
 	else if (!parent->open)
@@ -621,7 +631,7 @@ static int close_locked(execmem_domain *d, bool force)
 	execmem_shard own;
 	execmem_header *h;
 
-	if (d->forks != em_domain_forks)
+	if (d->open && d->forks != em_domain_forks)
 		return em_error_set(
 			EXECMEM_EFORKED,
 			"this domain was opened before fork() and could not be taken over by this child; it ends with the process.");
