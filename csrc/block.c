@@ -187,7 +187,8 @@ int em_block_hold(struct em_shard *s, const struct em_place *at, uint32_t ms)
 
 	em_block_uncount(s, at, ms);
 	at->block->state = EXECMEM_BLOCK_HELD;
-	at->block->born_ms = ms < UINT32_MAX ? ms : UINT32_MAX - 1;
+	at->block->name = at->block->born_ms; /* fork.c asks who may have seen it */
+	at->block->born_ms = em_block_stamp(s, ms);
 	p->blocks--;
 	p->held++;
 	return 0;
@@ -195,8 +196,14 @@ int em_block_hold(struct em_shard *s, const struct em_place *at, uint32_t ms)
 
 int em_block_refuse_write(struct em_shard *s, struct em_place *at)
 {
-	if (EM_LIKELY(!s->shared) || !em_block_keeps(s, at))
+	if (EM_LIKELY(!s->shared))
 		return 0;
+	if (!em_block_keeps(s, at)) {
+		if (at->block->state &
+		    EXECMEM_BLOCK_RESERVED) /* nobody saw bytes in it: as if it were born now, it can be filled piece by piece */
+			at->block->born_ms = em_block_stamp(s, at->block->born_ms);
+		return 0;
+	}
 	return em_error_set(
 		EXECMEM_EFORKED,
 		s->domain->ledger.packs[at->pack].inherited

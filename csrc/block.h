@@ -212,6 +212,13 @@ EM_HOT bool em_block_cut(const struct em_shard *s, struct em_run *run, struct em
 	return true;
 }
 
+/* The time; where children are left a later one than that of their forks, so that what comes after can be told from what they may see,
+ * within a tick of the clock and after it has wrapped. */
+EM_HOT uint32_t em_block_stamp(const struct em_shard *s, uint32_t ms)
+{
+	return EM_UNLIKELY(s->shared) && ms <= s->shared_ms ? s->shared_ms + (s->shared_ms < UINT32_MAX) : ms;
+}
+
 /* The request is possible. `run`: NULL, or chunks to take first. `ms`: the time. */
 EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct em_run *run, uint32_t ms, struct em_place *out)
 {
@@ -238,7 +245,7 @@ EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct
 	out->address = em_domain_address(d, out->pack, out->first);
 	out->size = r->size;
 	out->block->name = name;
-	out->block->born_ms = ms;
+	out->block->born_ms = em_block_stamp(s, ms);
 	out->block->unused = (uint16_t)(bytes - r->size);
 	out->block->state = EXECMEM_BLOCK_RESERVED;
 	out->block->kind = (uint8_t)r->kind;

@@ -6,26 +6,35 @@ enum { WITNESSES = 8 };
 
 struct witness { /* children that were forked within a span of time, as long as one is left */
 	int fd;
-	uint64_t first_ms, last_ms;
+	uint64_t first_ms, last_ms; /* of these forks; last_ms 0: none yet */
 };
 
 static struct {
 	struct em_lock lock; /* the last in the order but the one that stops threads; held while the process forks */
 	uint32_t count;
-	bool blind;            /* a fork had no witness: its child is taken to live for ever */
 	_Atomic uint32_t gone; /* grows when a witness goes */
-	void *page;            /* of the last witness, for the next child; while the process forks */
+	uint64_t forked_ms;    /* the last fork: a time that is later than all that em_block_stamp gave before */
+	void *page;            /* of the last witness, for the next child: while the process forks, or until it can be unmapped */
 	bool copied;           /* the child finds a copy of each ledger; likewise */
 	struct witness all[WITNESSES];
+	struct witness blind; /* forks that had none: their children are taken to live for ever */
 } seen;
 
 /* ---- witnesses ---- */
+
+/* As long as this process has the page, children seem to be left. */
+static void drop_page(void)
+{
+	if (seen.page && em_sys_release(seen.page, EM_PAGE) == 0)
+		seen.page = NULL; /* else another time */
+}
 
 /* Forgets witnesses that nobody can see any more. The lock is held. */
 static void look(void)
 {
 	uint32_t left = 0;
 
+	drop_page();
 	for (uint32_t i = 0; i < seen.count; i++)
 		if (em_sys_seal_writing(seen.all[i].fd) == 0)
 			em_sys_close(seen.all[i].fd);
@@ -36,9 +45,9 @@ static void look(void)
 	seen.count = left;
 }
 
-static int open_witness(uint64_t now)
+static int open_witness(void)
 {
-	struct witness w = {.fd = -1, .first_ms = now};
+	struct witness w = {.fd = -1};
 	int err = em_sys_memfd("execmem-witness", &w.fd);
 
 	if (err < 0)
@@ -51,18 +60,21 @@ static int open_witness(uint64_t now)
 	return err;
 }
 
-/* Maps the page that the child will have: of a new witness; where there are many, of the youngest. */
+/* Maps the page that the child will have: of a new witness; where there are many, of the youngest. A page that could not be unmapped is
+ * the youngest's, and serves again. */
 static void call_witness(void)
 {
 	uint64_t now = em_sys_milliseconds();
+	struct witness *w = &seen.blind;
 
 	look();
-	seen.page = NULL;
-	if (seen.blind || (seen.count < WITNESSES && open_witness(now) < 0 && seen.count == 0) ||
-	    em_sys_map_table(EM_PAGE, seen.all[seen.count - 1].fd, &seen.page) < 0)
-		seen.blind = true;
-	else
-		seen.all[seen.count - 1].last_ms = now;
+	seen.forked_ms = now > seen.forked_ms ? now : seen.forked_ms + 1;
+	if (!seen.page && seen.count < WITNESSES)
+		(void)open_witness(); /* refused: the youngest will do */
+	if (seen.page || (seen.count > 0 && em_sys_map_table(EM_PAGE, seen.all[seen.count - 1].fd, &seen.page) == 0))
+		w = &seen.all[seen.count - 1];
+	w->first_ms = w->last_ms ? w->first_ms : seen.forked_ms;
+	w->last_ms = seen.forked_ms;
 }
 
 static uint32_t ms_of(const execmem_domain *d, uint64_t ms)
@@ -121,24 +133,26 @@ static void prepare(execmem_domain *root)
 	seen.copied = copy_ledgers(root);
 }
 
-static void share(execmem_domain *d, uint64_t now)
+static void share(execmem_domain *d)
 {
 	for (uint32_t i = 0; i < atomic_load(&d->shard_count) && em_map_has_file(d->map.mode); i++) {
-		d->shards[i]->plain = false;
-		d->shards[i]->shared = true;
-		d->shards[i]->shared_ms = ms_of(d, now);
-		d->shards[i]->shared_gone = atomic_load(&seen.gone);
+		struct em_shard *s = d->shards[i];
+
+		if (!s->shared) /* else it may hold what children could run that this fork found gone */
+			s->shared_gone = atomic_load(&seen.gone);
+		s->plain = false;
+		s->shared = true;
+		s->shared_ms = ms_of(d, seen.forked_ms);
 	}
 	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
-		share(child, now);
+		share(child);
 }
 
 static void in_parent(execmem_domain *root)
 {
 	if (root) {
-		if (seen.page)
-			(void)em_sys_release(seen.page, EM_PAGE); /* refused: the child is taken to live as long as this process */
-		share(root, em_sys_milliseconds());
+		drop_page();
+		share(root);
 		close_copies(root);
 	}
 	em_sys_unlock(&seen.lock);
@@ -202,12 +216,16 @@ static void inherit_packs(execmem_domain *d)
 			d->spare[kind] = EM_PACK_NONE;
 }
 
-static void own_ledgers(execmem_domain *d, bool *done)
+/* Takes the books over, and cuts the ways into the parent's memory. */
+static void own_memory(execmem_domain *d, bool *done)
 {
-	*done = *done && em_ledger_become(&d->ledger, d->copied_ledger) == 0;
+	if (*done)
+		*done = em_ledger_become(&d->ledger, d->copied_ledger) == 0 && em_map_inherit(&d->map) == 0;
+	else
+		em_sys_close(d->copied_ledger);
 	d->copied_ledger = -1;
 	for (execmem_domain *child = d->first_child; child; child = child->next_sibling)
-		own_ledgers(child, done);
+		own_memory(child, done);
 }
 
 static void inherit(execmem_domain *d, uint32_t forks)
@@ -215,7 +233,6 @@ static void inherit(execmem_domain *d, uint32_t forks)
 	for (uint32_t i = 0; i < EM_SHARDS; i++)
 		d->gates[i].lock = (struct em_lock){0};
 	d->admin = d->packs = d->names = (struct em_lock){0};
-	em_map_inherit(&d->map);
 	forget_unfinished(d);
 	if (em_map_has_file(d->map.mode))
 		inherit_packs(d);
@@ -240,11 +257,11 @@ static bool in_child(execmem_domain *root, uint32_t forks)
 		em_sys_close(seen.all[i].fd);
 	seen.lock = (struct em_lock){0};
 	seen.count = 0;
-	seen.blind = false;
+	seen.page = NULL;
+	seen.blind = (struct witness){0};
 	if (!root)
 		return true;
-	if (done)
-		own_ledgers(root, &done);
+	own_memory(root, &done);
 	if (done)
 		inherit(root, forks);
 	else
@@ -276,8 +293,26 @@ static bool release_block(struct em_shard *s, uint32_t pack, uint32_t first)
 	return true;
 }
 
-/* Of a pack, what was freed before any child was forked that is left. */
-static void release_pack(struct em_shard *s, uint32_t pack, uint32_t before, bool *refused)
+/* The forks whose children are left, in times of a domain. */
+struct sight {
+	uint32_t count;
+	struct {
+		uint32_t first, last;
+	} forks[WITNESSES + 1];
+};
+
+static bool is_in_sight(const struct sight *sight, const execmem_block *held)
+{
+	uint32_t born = held->name, freed = held->born_ms;
+
+	for (uint32_t i = 0; i < sight->count; i++)
+		if (born <= sight->forks[i].last && freed >= sight->forks[i].first)
+			return true;
+	return false;
+}
+
+/* Of a pack, what no child that is left can run. */
+static void release_pack(struct em_shard *s, uint32_t pack, const struct sight *sight, bool *refused)
 {
 	const struct em_ledger *l = &s->domain->ledger;
 	const execmem_pack *p = &l->packs[pack];
@@ -293,7 +328,7 @@ static void release_pack(struct em_shard *s, uint32_t pack, uint32_t before, boo
 		}
 		chunk += em_ctz(heads);
 		block = em_ledger_block(l, pack, chunk);
-		if (block->state != EXECMEM_BLOCK_HELD || block->born_ms >= before)
+		if (block->state != EXECMEM_BLOCK_HELD || is_in_sight(sight, block))
 			continue;
 		if (!release_block(s, pack, chunk)) {
 			*refused = true;
@@ -302,26 +337,24 @@ static void release_pack(struct em_shard *s, uint32_t pack, uint32_t before, boo
 	}
 }
 
-/* What can be seen now; false: nothing has changed since the shard looked last. */
-static bool look_for(struct em_shard *s, uint32_t *before, uint32_t *after)
+static void see(const execmem_domain *d, const struct witness *w, struct sight *sight)
 {
-	const execmem_domain *d = s->domain;
+	sight->forks[sight->count].first = ms_of(d, w->first_ms);
+	sight->forks[sight->count++].last = ms_of(d, w->last_ms);
+}
+
+/* False: nothing has changed since the shard looked last. */
+static bool look_for(struct em_shard *s, struct sight *sight)
+{
 	uint32_t gone;
 
-	*before = UINT32_MAX;
-	*after = 0;
+	sight->count = 0;
 	em_sys_lock(&seen.lock);
 	look();
-	for (uint32_t i = 0; i < seen.count; i++) {
-		uint32_t first = ms_of(d, seen.all[i].first_ms), last = ms_of(d, seen.all[i].last_ms);
-
-		*before = first < *before ? first : *before;
-		*after = last > *after ? last : *after;
-	}
-	if (seen.blind) {
-		*before = 0;
-		*after = UINT32_MAX;
-	}
+	for (uint32_t i = 0; i < seen.count; i++)
+		see(s->domain, &seen.all[i], sight);
+	if (seen.blind.last_ms)
+		see(s->domain, &seen.blind, sight);
 	gone = atomic_load(&seen.gone);
 	em_sys_unlock(&seen.lock);
 	if (gone == s->shared_gone)
@@ -333,22 +366,25 @@ static bool look_for(struct em_shard *s, uint32_t *before, uint32_t *after)
 void em_fork_release(struct em_shard *s)
 {
 	execmem_domain *d = s->domain;
-	uint32_t before, after, left = 0;
+	struct sight sight;
+	uint32_t left = 0;
 	bool refused = false;
 
-	if (!s->shared || !look_for(s, &before, &after))
+	if (!s->shared || !look_for(s, &sight))
 		return;
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
 		if (d->shard_of[pack] != s->number || p->inherited || p->held == 0)
 			continue;
-		release_pack(s, pack, before, &refused);
+		release_pack(s, pack, &sight, &refused);
 		left += p->held;
 	}
-	s->shared_ms = after;
+	s->shared_ms = 0;
+	for (uint32_t i = 0; i < sight.count; i++)
+		s->shared_ms = sight.forks[i].last > s->shared_ms ? sight.forks[i].last : s->shared_ms;
 	s->shared_gone -= refused;
-	if (left == 0 && before == UINT32_MAX && !s->inherits) {
+	if (left == 0 && sight.count == 0 && !s->inherits) {
 		s->shared = false;
 		s->plain = d->plain;
 	}

@@ -76,6 +76,7 @@ int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_ma
 		em_sys_close(ledger->fd);
 		ledger->fd = -1;
 	}
+	(void)em_sys_file_resident(ledger->fd, &ledger->file_number);
 	err = em_sys_map_table(layout.ledger_size, ledger->fd, &at);
 	if (err < 0) {
 		em_sys_close(ledger->fd);
@@ -110,13 +111,16 @@ void em_ledger_close(struct em_ledger *ledger)
 
 int em_ledger_copy(const struct em_ledger *ledger, int *out)
 {
-	uint64_t start, end = 0;
+	uint64_t start, end = 0, number = 0;
 	char file[80];
 	int err;
 
 	*out = -1;
 	if (ledger->fd < 0)
 		return 0;
+	(void)em_sys_file_resident(ledger->fd, &number);
+	if (number != ledger->file_number)
+		return -EBADF; /* a daemon closed all its descriptors, and perhaps opened another file there */
 	snprintf(file, sizeof file, "execmem-ledger:%.60s", ledger->header->name);
 	err = em_sys_memfd(file, out);
 	if (err == 0)
@@ -144,6 +148,7 @@ int em_ledger_become(struct em_ledger *ledger, int copy)
 	if (copy >= 0) {
 		em_sys_close(ledger->fd);
 		ledger->fd = copy;
+		(void)em_sys_file_resident(copy, &ledger->file_number);
 	}
 	ledger->header->pid = em_sys_pid();
 	return 0;
@@ -154,7 +159,7 @@ uint64_t em_ledger_resident(const struct em_ledger *ledger)
 	uint64_t bytes = 0;
 
 	if (ledger->fd >= 0)
-		return em_sys_file_resident(ledger->fd);
+		return em_sys_file_resident(ledger->fd, NULL);
 	(void)em_sys_scan(ledger->header, ledger->header->ledger_size, EM_SYS_PRESENT, &bytes);
 	return bytes;
 }

@@ -48,6 +48,7 @@ struct em_ledger {
 	uint64_t epoch_ms;
 	uint64_t names_live;
 	int fd; /* -1: private memory, because no memory file could be had; others cannot read it then */
+	uint64_t file_number; /* what `fd` is, unless somebody closed it */
 };
 
 int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_max);

@@ -226,15 +226,14 @@ void em_map_close(struct em_map *map)
 }
 
 /* The address of the alias stays the same; what it led to is gone, also where it could not be hidden from children. */
-void em_map_inherit(struct em_map *map)
+int em_map_inherit(struct em_map *map)
 {
 	em_sys_close(map->fd);
 	map->fd = -1;
 	map->file_size = 0;
-	if (map->alias)
-		em_always(em_sys_unview(map->alias, pack_offset(map->packs)) == 0); /* else the parent's code could be written */
 	if (map->mode == EXECMEM_MODE_PROCMEM)
 		(void)em_sys_self_mem(&map->fd); /* the inherited one is the parent's memory. Refused: writes say so */
+	return map->alias ? em_sys_unview(map->alias, pack_offset(map->packs)) : 0;
 }
 
 void em_map_forget(struct em_map *map, uint32_t pack)
@@ -515,7 +514,7 @@ uint64_t em_map_resident(const struct em_map *map)
 	uint64_t bytes = 0;
 
 	if (em_map_has_file(map->mode))
-		return em_sys_file_resident(map->fd);
+		return em_sys_file_resident(map->fd, NULL);
 	(void)em_sys_scan(map->window, pack_offset(map->packs), EM_SYS_PRESENT, &bytes);
 	return bytes;
 }

@@ -62,8 +62,9 @@ void em_map_remove(struct em_map *map, uint32_t pack, uint32_t packs);
 int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t extent, uint64_t extent_size, struct em_map_door *out);
 int em_map_close_door(struct em_map_door *door);
 
-/* In a forked child: no way is left into the parent's packs, and new ones go to a file of this process. What is mapped in the window stays. */
-void em_map_inherit(struct em_map *map);
+/* In a forked child: no way is left into the parent's packs, and new ones go to a file of this process. What is mapped in the window stays.
+ * An error: a way may be left, and nothing may be written here any more. */
+int em_map_inherit(struct em_map *map);
 void em_map_forget(struct em_map *map,
                    uint32_t pack); /* in a forked child: one that was being made, by a thread that is not here */
 

@@ -386,10 +386,25 @@ static void consider_draining(struct em_shard *s, int kind)
 
 /* ---- packs: taking over ---- */
 
-/* Moves what the counters of the former shard say about the pack. Both shards are locked. */
-static void move_counts(struct em_shard *from, struct em_shard *to, const execmem_pack *p)
+/* Of a pack, the chunks of blocks that were freed and are held: no counter of blocks has them any more. */
+static uint32_t held_chunks(const struct em_ledger *l, uint32_t pack)
 {
-	uint64_t used = (uint64_t)p->used_chunks << EM_CHUNK_SHIFT;
+	struct em_pack p = em_ledger_pack(l, pack);
+	uint32_t chunks = 0, left = p.record->held;
+
+	for (uint32_t chunk = 0; left > 0 && chunk < p.record->usable_chunks; chunk++)
+		if (em_pack_is_head(p, chunk) && em_ledger_block(l, pack, chunk)->state == EXECMEM_BLOCK_HELD) {
+			chunks += em_pack_length(p, chunk);
+			left--;
+		}
+	return chunks;
+}
+
+/* Moves what the counters of the former shard say about the pack. Both shards are locked, nothing is parked there. */
+static void move_counts(struct em_shard *from, struct em_shard *to, uint32_t pack)
+{
+	const execmem_pack *p = &to->domain->ledger.packs[pack];
+	uint64_t used = (uint64_t)(p->used_chunks - held_chunks(&to->domain->ledger, pack)) << EM_CHUNK_SHIFT;
 	uint32_t free = p->usable_chunks - p->used_chunks;
 	int kind = p->kind;
 
@@ -435,7 +450,7 @@ static void take_over(struct em_shard *from, struct em_shard *to, uint32_t pack)
 	if (from->shared) { /* the pack may hold what a forked process runs */
 		to->plain = false;
 		to->shared_ms = to->shared && to->shared_ms > from->shared_ms ? to->shared_ms : from->shared_ms;
-		to->shared_gone = from->shared_gone;
+		to->shared_gone = from->shared_gone - 1; /* it looks for itself: one of the two may have missed something */
 		to->shared = true;
 	}
 	undrain(from, pack);
@@ -444,7 +459,7 @@ static void take_over(struct em_shard *from, struct em_shard *to, uint32_t pack)
 		to->small[p.record->kind] = pack; /* it has none, or would have grown it */
 	}
 	em_index_update(&from->index[p.record->kind], pack, classes, none);
-	move_counts(from, to, p.record);
+	move_counts(from, to, pack);
 	p.record->shard = (uint8_t)to->number;
 	__atomic_store_n(&d->shard_of[pack], (uint8_t)to->number, __ATOMIC_RELAXED);
 	em_index_update(&to->index[p.record->kind], pack, none, classes);

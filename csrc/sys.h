@@ -23,7 +23,7 @@ int em_sys_write(int fd, const void *src, size_t len, uint64_t offset, size_t *d
 int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t len, uint64_t offset); /* write */
 int em_sys_self_mem(int *out);                                               /* memfd; opens /proc/self/mem for writing */
 void em_sys_close(int fd);
-uint64_t em_sys_file_resident(int fd); /* bytes of memory the file holds */
+uint64_t em_sys_file_resident(int fd, uint64_t *number); /* bytes of memory the file holds; number: NULL, or which file it is */
 /* The next stretch of a file's bytes that was ever written, at or after `from`; -ENXIO: there is none. */
 int em_sys_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end);
 int em_sys_seal_writing(int fd); /* no more writing; -EBUSY while anybody, in any process, has the file mapped for it */

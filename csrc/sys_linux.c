@@ -292,11 +292,13 @@ void em_sys_close(int fd)
 		close(fd);
 }
 
-uint64_t em_sys_file_resident(int fd)
+uint64_t em_sys_file_resident(int fd, uint64_t *number)
 {
-	struct stat status;
+	struct stat status = {0};
 
-	return fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+	if (fstat(fd, &status) == 0 && number)
+		*number = status.st_ino;
+	return (uint64_t)status.st_blocks * 512;
 }
 
 int em_sys_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end)
