@@ -5,6 +5,7 @@
 #include "grave.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -385,7 +386,9 @@ static int choose_mode(int asked, int *out)
 {
 	static const int order[] = {EXECMEM_MODE_SYSCALL, EXECMEM_MODE_PROCMEM, EXECMEM_MODE_FLIP};
 	int first = 0;
-	char why[200] = "";
+	char why[600] = "", who[120] = "";
+	enum execmem_policy policy = EXECMEM_POLICY_NONE;
+	uint32_t backing;
 
 	if (asked < 0 || asked >= EXECMEM_MODES)
 		return em_error_set(EXECMEM_EINVAL, "%d is no write mode; use one of enum execmem_write_mode.", asked);
@@ -393,7 +396,8 @@ static int choose_mode(int asked, int *out)
 	if (*out)
 		return 0;
 	for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
-		int err = em_map_works(order[i], traps);
+		int err = em_map_works(order[i], traps, &backing);
+		size_t told = strlen(who);
 
 		if (err == 0) {
 			*out = order[i];
@@ -403,10 +407,15 @@ static int choose_mode(int asked, int *out)
 		}
 		if (i == 0) {
 			first = err;
+			policy = em_error_policy();
 			strncpy(why, execmem_error_text(), sizeof why - 1);
 		}
+		snprintf(who + told, sizeof who - told, "%s%s: %s", i ? ", " : "", execmem_mode_name(order[i]),
+		         execmem_policy_name((int)em_error_policy()));
 	}
-	return em_error_set(first, "no write mode works here. The first choice, syscall: %s", why);
+	first = em_error_set(first, "no write mode works here (%s). The first choice, syscall: %s", who, why);
+	em_error_blame(policy);
+	return first;
 }
 
 static int add_leaves(uint64_t start, uint64_t size)
@@ -686,18 +695,53 @@ int execmem_domain_close(execmem_domain *domain, int force)
 	return err;
 }
 
-int execmem_probe(int write_mode)
+static int probe(int asked, int *mode, uint32_t *backing)
 {
-	int mode, err;
+	int err;
 
 	em_sys_lock(&tree_lock);
 	err = start_locked();
 	if (err == 0)
-		err = choose_mode(write_mode, &mode);
+		err = choose_mode(asked, mode);
 	if (err == 0)
-		err = em_map_works(mode, traps);
+		err = em_map_works(*mode, traps, backing);
 	em_sys_unlock(&tree_lock);
 	return err;
+}
+
+int execmem_probe(int write_mode)
+{
+	uint32_t backing;
+	int mode;
+
+	return probe(write_mode, &mode, &backing);
+}
+
+int execmem_probe_mode(int write_mode, execmem_verdict *out)
+{
+	uint32_t backing = 0;
+	int mode = write_mode, err;
+
+	if (!out || write_mode < 0 || write_mode >= EXECMEM_MODES)
+		return out ? em_error_set(EXECMEM_EINVAL, "%d is no write mode; use one of enum execmem_write_mode.", write_mode)
+		           : em_error_null("out");
+	err = probe(write_mode, &mode, &backing);
+	*out = (execmem_verdict){.code = err, .write_mode = (uint32_t)mode};
+	if (err == 0) {
+		out->backing = backing;
+	} else {
+		out->policy = em_error_policy();
+		snprintf(out->reason, sizeof out->reason, "%s", execmem_error_text());
+	}
+	return 0;
+}
+
+int execmem_probe_policies(execmem_policies *out)
+{
+	if (!out)
+		return em_error_null("out");
+	em_sys_policies(out);
+	return 0;
 }
 
 const char *execmem_arch_name(void)

@@ -12,8 +12,9 @@
 
 static _Thread_local struct {
 	int code;
+	enum execmem_policy policy;
 	size_t index;
-	char text[480];
+	char text[900];
 } last;
 
 static const struct {
@@ -37,6 +38,51 @@ static const struct {
 	{EXECMEM_EUNSUPPORTED, "EUNSUPPORTED"},
 };
 
+/* Name; who refuses what; what to do. */
+static const struct {
+	const char *name, *text, *remedy;
+} policies[EXECMEM_POLICIES] = {
+	[EXECMEM_POLICY_NONE] = {"none", "", ""},
+	[EXECMEM_POLICY_MDWE] =
+		{"mdwe", "PR_SET_MDWE (systemd's MemoryDenyWriteExecute=yes) lets no memory become executable later",
+		 "Use write mode syscall, alias or procmem, which need no such change, or set MemoryDenyWriteExecute=no."},
+	[EXECMEM_POLICY_SECCOMP] =
+		{"seccomp", "This process has a seccomp filter, and nothing else that is known to refuse the call",
+		 "Allow it there: SystemCallFilter= and MemoryDenyWriteExecute= of a systemd unit, the seccomp profile of "
+		 "a container."},
+	[EXECMEM_POLICY_SELINUX] =
+		{"selinux", "SELinux is enforcing and refuses it",
+		 "See `ausearch -m avc`: private memory needs the permission process execmem (setsebool deny_execmem 0), "
+		 "a memory file needs file execute on the domain's tmpfs type; execmod is never needed."},
+	[EXECMEM_POLICY_APPARMOR] = {"apparmor", "The AppArmor profile of this process refuses it",
+	                             "Allow mapping the file executable (m) in the profile; the kernel's log names the path."},
+	[EXECMEM_POLICY_MEMFD_NOEXEC] = {"memfd_noexec", "vm.memfd_noexec=2 refuses memory files that may be executed",
+	                                 "Set sysctl vm.memfd_noexec=1, or give a directory in memory that is not mounted noexec."},
+	[EXECMEM_POLICY_READ_ONLY] = {"read_only", "The file system is read-only",
+	                              "Mount /proc writable, or allow memfd_create for write mode syscall."},
+	[EXECMEM_POLICY_PROC] = {"proc", "There is no /proc of this process",
+	                         "Mount /proc (ProcSubset=pid is enough), or allow memfd_create for modes that do without."},
+	[EXECMEM_POLICY_PROC_MEM] = {"proc_mem", "/proc/self/mem does not write to read-only memory (proc_mem.force_override=)",
+	                             "Boot with proc_mem.force_override=always, or allow memfd_create for write mode syscall."},
+	[EXECMEM_POLICY_FILE_SIZE] = {"file_size", "RLIMIT_FSIZE bounds the memory file",
+	                              "Raise it (ulimit -f, LimitFSIZE=), or use the write mode procmem, which has no file."},
+	[EXECMEM_POLICY_ADDRESS_SPACE] = {"address_space", "RLIMIT_AS bounds the address space",
+	                                  "Raise it (ulimit -v, LimitAS=), or ask for a smaller window."},
+	[EXECMEM_POLICY_OPEN_FILES] = {"open_files", "RLIMIT_NOFILE is reached",
+	                               "Raise RLIMIT_NOFILE (ulimit -n, LimitNOFILE=) or close files."},
+	[EXECMEM_POLICY_MEMORY] = {"memory", "Memory, or room for mappings, is short",
+	                           "Free memory, raise the cgroup's memory.max, raise vm.max_map_count, or ask for a smaller window."},
+	[EXECMEM_POLICY_KERNEL] = {"kernel", "This kernel or a sandbox lacks the system call",
+	                           "Use another write mode, or a newer kernel."},
+	[EXECMEM_POLICY_DUMPABLE] = {"dumpable",
+	                             "The process is not dumpable, as after a change of user, so /proc/self/mem is not its own",
+	                             "Call prctl(PR_SET_DUMPABLE, 1) after the change, or use write mode syscall."},
+	[EXECMEM_POLICY_UNKNOWN] =
+		{"unknown", "A policy that cannot be looked at from here refuses it",
+		 "Look for systemd's MemoryDenyWriteExecute=, a seccomp filter, SELinux execmem/execmod, vm.memfd_noexec "
+		 "or a security module."},
+};
+
 int em_error_set(int code, const char *format, ...)
 {
 	va_list args;
@@ -45,8 +91,19 @@ int em_error_set(int code, const char *format, ...)
 	vsnprintf(last.text, sizeof last.text, format, args);
 	va_end(args);
 	last.code = code;
+	last.policy = EXECMEM_POLICY_NONE;
 	last.index = 0;
 	return code;
+}
+
+void em_error_blame(enum execmem_policy policy)
+{
+	last.policy = policy;
+}
+
+enum execmem_policy em_error_policy(void)
+{
+	return last.policy;
 }
 
 int em_error_null(const char *argument)
@@ -59,41 +116,51 @@ void em_error_at(size_t index)
 	last.index = index;
 }
 
-int em_error_system(int negative_errno, const char *doing)
+static int code_of(int number)
 {
-	int number = -negative_errno;
-
 	switch (number) {
 	case EACCES:
 	case EPERM:
-		return em_error_set(EXECMEM_EDENIED,
-		                    "could not %s: %s (errno %d). A policy of this system refuses it: look for systemd's "
-		                    "MemoryDenyWriteExecute=, a seccomp filter, SELinux execmem/execmod or vm.memfd_noexec; "
-		                    "execmem_probe() tells which write modes still work.",
-		                    doing, strerror(number), number);
+	case EROFS:
+		return EXECMEM_EDENIED;
 	case ENOMEM:
 	case ENOSPC:
 	case EAGAIN:
-		return em_error_set(EXECMEM_ENOMEM,
-		                    "could not %s: %s (errno %d). Free memory, raise RLIMIT_AS or the cgroup's memory.max, raise "
-		                    "vm.max_map_count, or ask for a smaller window.",
-		                    doing, strerror(number), number);
 	case EFBIG:
-		return em_error_set(EXECMEM_ENOMEM,
-		                    "could not %s: %s (errno %d). RLIMIT_FSIZE bounds the memory file: raise it (ulimit -f) or use "
-		                    "the write mode procmem, which has no file.",
-		                    doing, strerror(number), number);
 	case EMFILE:
 	case ENFILE:
-		return em_error_set(EXECMEM_ENOMEM, "could not %s: %s (errno %d). Raise RLIMIT_NOFILE (ulimit -n) or close files.", doing,
-		                    strerror(number), number);
+		return EXECMEM_ENOMEM;
 	case ENOSYS:
 	case EOPNOTSUPP:
-		return em_error_set(EXECMEM_EUNSUPPORTED, "could not %s: %s (errno %d). This kernel or a sandbox lacks the system call.",
-		                    doing, strerror(number), number);
+		return EXECMEM_EUNSUPPORTED;
 	default:
-		return em_error_set(EXECMEM_ESYSTEM, "could not %s: %s (errno %d).", doing, strerror(number), number);
+		return EXECMEM_ESYSTEM;
 	}
+}
+
+int em_error_blamed(int negative_errno, enum execmem_policy policy, const char *doing, const char *instead)
+{
+	int code = code_of(-negative_errno);
+
+	if (policy == EXECMEM_POLICY_PROC || policy == EXECMEM_POLICY_PROC_MEM)
+		code = EXECMEM_EDENIED;
+	/* What is neither a policy nor a shortage has nothing to advise. */
+	if (policy == EXECMEM_POLICY_UNKNOWN && code != EXECMEM_EDENIED)
+		return em_error_set(code, "could not %s: %s (errno %d)%s.", doing, strerror(-negative_errno), -negative_errno, instead);
+	em_error_set(code, "could not %s: %s (errno %d). %s%s. %s", doing, strerror(-negative_errno), -negative_errno,
+	             policies[policy].text, instead, policies[policy].remedy);
+	em_error_blame(policy);
+	return code;
+}
+
+int em_error_refused(int negative_errno, enum em_sys_call call, const char *doing)
+{
+	return em_error_blamed(negative_errno, em_sys_blame(negative_errno, call), doing, "");
+}
+
+int em_error_system(int negative_errno, const char *doing)
+{
+	return em_error_refused(negative_errno, EM_CALL_OTHER, doing);
 }
 
 int execmem_error_code(void)
@@ -117,6 +184,21 @@ const char *execmem_error_name(int code)
 		if (names[i].code == code)
 			return names[i].name;
 	return "unknown";
+}
+
+const char *execmem_policy_name(int policy)
+{
+	return policy >= 0 && policy < EXECMEM_POLICIES ? policies[policy].name : "unknown";
+}
+
+const char *execmem_policy_text(int policy)
+{
+	return policy >= 0 && policy < EXECMEM_POLICIES ? policies[policy].text : "";
+}
+
+const char *execmem_policy_remedy(int policy)
+{
+	return policy >= 0 && policy < EXECMEM_POLICIES ? policies[policy].remedy : "";
 }
 
 void em_panic(const char *law, const char *file, int line)

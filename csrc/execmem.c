@@ -173,6 +173,13 @@ const char *execmem_mode_name(int write_mode)
 	return write_mode >= 0 && write_mode < EXECMEM_MODES ? names[write_mode] : "unknown";
 }
 
+const char *execmem_backing_name(int backing)
+{
+	static const char *const names[EXECMEM_BACKINGS] = {"private", "memfd", "tmpfs", "disk"};
+
+	return backing >= 0 && backing < EXECMEM_BACKINGS ? names[backing] : "unknown";
+}
+
 int execmem_sync(void)
 {
 	int err = em_sys_sync_core();

@@ -51,6 +51,36 @@ enum execmem_write_mode {
 	EXECMEM_MODES = 5
 };
 
+/* Where the pages of packs come from. */
+enum execmem_backing {
+	EXECMEM_BACKING_PRIVATE = 0, /* anonymous memory: modes procmem and flip */
+	EXECMEM_BACKING_MEMFD = 1,
+	EXECMEM_BACKING_TMPFS = 2,   /* memfd_create is refused: an unlinked file of a file system in memory */
+	EXECMEM_BACKING_DISK = 3,    /* no such place either: one on a disk, to which the system writes it back */
+	EXECMEM_BACKINGS = 4
+};
+
+/* Who refused. execmem_policy_text() has words for each, execmem_policy_remedy() what an administrator would allow. */
+enum execmem_policy {
+	EXECMEM_POLICY_NONE = 0,
+	EXECMEM_POLICY_MDWE = 1,          /* PR_SET_MDWE: systemd's MemoryDenyWriteExecute= */
+	EXECMEM_POLICY_SECCOMP = 2,
+	EXECMEM_POLICY_SELINUX = 3,
+	EXECMEM_POLICY_APPARMOR = 4,
+	EXECMEM_POLICY_MEMFD_NOEXEC = 5,  /* vm.memfd_noexec */
+	EXECMEM_POLICY_READ_ONLY = 6,     /* /proc, mounted so */
+	EXECMEM_POLICY_PROC = 7,          /* no /proc */
+	EXECMEM_POLICY_PROC_MEM = 8,      /* /proc/self/mem does not write to read-only memory */
+	EXECMEM_POLICY_FILE_SIZE = 9,    /* RLIMIT_FSIZE */
+	EXECMEM_POLICY_ADDRESS_SPACE = 10, /* RLIMIT_AS */
+	EXECMEM_POLICY_OPEN_FILES = 11,   /* RLIMIT_NOFILE */
+	EXECMEM_POLICY_MEMORY = 12,       /* a shortage: cgroup, vm.max_map_count, a full file system */
+	EXECMEM_POLICY_KERNEL = 13,       /* the kernel does not have the call */
+	EXECMEM_POLICY_DUMPABLE = 14,     /* the process is not dumpable, so its /proc is not its own */
+	EXECMEM_POLICY_UNKNOWN = 15,      /* something that cannot be looked at */
+	EXECMEM_POLICIES = 16
+};
+
 enum execmem_pack_state {
 	EXECMEM_PACK_ABSENT = 0, /* nothing mapped; the address range is reserved */
 	EXECMEM_PACK_SMALL = 1,  /* the first of its kind: only `usable` chunks are mapped, on 4 KB pages */
@@ -208,13 +238,13 @@ typedef struct execmem_stats {
 	uint64_t used_bytes; /* rounded */
 	uint64_t charged_bytes; /* with children */
 	uint64_t limit; /* UINT64_MAX: none */
-	uint64_t resident_bytes; /* of packs, as the kernel counts it now */
-	uint64_t huge_bytes; /* of packs, mapped by 2 MB entries, as the kernel tells now */
+	uint64_t resident_bytes; /* of packs, as the kernel counts it now; of a file on a disk, its blocks there */
+	uint64_t huge_bytes; /* of packs, mapped by 2 MB entries, as the kernel tells now; UINT64_MAX: it cannot be asked (no /proc) */
 	uint64_t ledger_bytes; /* resident bytes of the bookkeeping, as the kernel counts it now */
 	uint64_t packs;
 	uint64_t full_packs; /* packs wholly mapped, spans included */
-	uint64_t huge_packs; /* of those, how many are one 2 MB entry now */
-	uint64_t vmas; /* mappings in this domain's address ranges, guards included */
+	uint64_t huge_packs; /* of those, how many are one 2 MB entry now; UINT64_MAX: as above */
+	uint64_t vmas; /* mappings in this domain's address ranges, guards included; UINT64_MAX: as above */
 	uint64_t largest_free; /* bytes of the longest free run of a text pack */
 	uint64_t allocs;
 	uint64_t frees;
@@ -232,7 +262,33 @@ typedef struct execmem_stats {
 	uint32_t far; /* 1: nothing was within reach and the fallback was taken */
 	uint32_t domain;
 	uint32_t parent;
+	uint64_t backing; /* enum execmem_backing */
 } execmem_stats;
+
+typedef struct execmem_verdict { /* what execmem_probe_mode tells of a write mode */
+	int32_t code; /* 0: it works here, else one of enum execmem_error */
+	uint32_t policy; /* enum execmem_policy: who refused */
+	uint32_t backing; /* enum execmem_backing, where it works */
+	uint32_t write_mode; /* asked for, or what AUTO takes */
+	char reason[900]; /* the error's text, empty where it works */
+} execmem_verdict;
+
+typedef struct execmem_policies { /* -1: cannot be told here */
+	int32_t mdwe; /* 1: PR_SET_MDWE */
+	int32_t seccomp; /* 1: strict, 2: a filter, which cannot be read */
+	int32_t memfd_noexec; /* vm.memfd_noexec: 0, 1, 2 */
+	int32_t selinux; /* 0: off, 1: permissive, 2: enforcing */
+	int32_t apparmor; /* 1: on */
+	int32_t proc; /* 1: /proc of this process can be read */
+	int32_t huge_disabled; /* 1: PR_SET_THP_DISABLE */
+	int32_t reserved;
+	uint64_t file_size; /* RLIMIT_FSIZE, UINT64_MAX: none */
+	uint64_t address_space; /* RLIMIT_AS */
+	uint64_t open_files; /* RLIMIT_NOFILE */
+	char label[128]; /* this process's SELinux context or AppArmor profile, empty: none or not told */
+	char huge[16]; /* transparent_hugepage/enabled, empty: not available */
+	char huge_shmem[16]; /* transparent_hugepage/shmem_enabled */
+} execmem_policies;
 
 typedef struct execmem_info { /* what execmem_find tells of a block */
 	uint64_t address;
@@ -285,6 +341,12 @@ const char *execmem_error_name(int code);
 
 /* What works here, without opening a domain: 0 or the error that AUTO or the given mode would meet. */
 int execmem_probe(int write_mode);
+int execmem_probe_mode(int write_mode, execmem_verdict *out); /* the same in more words; 0 whenever `out` was filled */
+int execmem_probe_policies(execmem_policies *out); /* what this host has that may refuse; reads /proc and /sys, some 60 us */
+const char *execmem_policy_name(int policy);
+const char *execmem_policy_text(int policy); /* who refuses what */
+const char *execmem_policy_remedy(int policy); /* what to do about it */
+const char *execmem_backing_name(int backing);
 const char *execmem_mode_name(int write_mode);
 const char *execmem_arch_name(void);
 int execmem_sync(void); /* every thread of the process runs a serialising instruction before this returns */

@@ -48,7 +48,7 @@ static void look(void)
 static int open_witness(void)
 {
 	struct witness w = {.fd = -1};
-	int err = em_sys_memfd("execmem-witness", &w.fd);
+	int err = em_sys_memfd("execmem-witness", false, &w.fd);
 
 	if (err < 0)
 		return err;

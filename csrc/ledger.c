@@ -72,7 +72,7 @@ int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_ma
 	set_layout(&layout, packs_max);
 	snprintf(file, sizeof file, "execmem-ledger:%.60s", name);
 	/* Named shared memory, so that another process can watch. Where that is refused the library works without watchers. */
-	if (em_sys_memfd(file, &ledger->fd) == 0 && em_sys_resize(ledger->fd, layout.ledger_size) < 0) {
+	if (em_sys_memfd(file, false, &ledger->fd) == 0 && em_sys_resize(ledger->fd, layout.ledger_size) < 0) {
 		em_sys_close(ledger->fd);
 		ledger->fd = -1;
 	}
@@ -122,7 +122,7 @@ int em_ledger_copy(const struct em_ledger *ledger, int *out)
 	if (number != ledger->file_number)
 		return -EBADF; /* a daemon closed all its descriptors, and perhaps opened another file there */
 	snprintf(file, sizeof file, "execmem-ledger:%.60s", ledger->header->name);
-	err = em_sys_memfd(file, out);
+	err = em_sys_memfd(file, false, out);
 	if (err == 0)
 		err = em_sys_resize(*out, ledger->header->ledger_size);
 	while (err == 0 && (err = em_sys_file_data(ledger->fd, end, &start, &end)) == 0) {

@@ -9,10 +9,13 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Where user addresses end, less a page: no CPU here gives more than 47 bits unasked. */
 #define USER_END ((1ull << 47) - EM_PAGE)
+
+enum { TRIES = 4096 }; /* places tried where the system lists no mappings: all of those within 2 GB either way */
 
 static const int prots[EXECMEM_KINDS] = {
 	[EXECMEM_TEXT] = EM_READ | EM_EXEC,
@@ -65,6 +68,24 @@ static int visit_gap(void *arg, uint64_t start, uint64_t end)
 	return 0;
 }
 
+/* Without a list of mappings: tries places of the range one after the other, from anywhere on; the kernel refuses those that are taken. */
+static int reserve_by_trying(uint64_t lo, uint64_t hi, uint64_t need, void **out)
+{
+	uint64_t places = (hi - lo) / EXECMEM_PACK_SIZE + 1, step = places / TRIES + 1, random;
+	int err = em_sys_random(&random, sizeof random);
+
+	if (err < 0)
+		return err;
+	for (uint64_t i = 0; i < places; i += step) {
+		uint64_t place = (random % places + i) % places;
+
+		err = em_sys_reserve((void *)(uintptr_t)(lo + place * EXECMEM_PACK_SIZE), need, out);
+		if (err != -EEXIST)
+			return err;
+	}
+	return -EEXIST;
+}
+
 /* Picks one of the free places of the range with equal chance. */
 static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 {
@@ -74,7 +95,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 		int err = em_sys_mappings(visit_gap, &count);
 
 		if (err < 0)
-			return err;
+			return reserve_by_trying(lo, hi, need, out);
 		visit_gap(&count, USER_END, USER_END); /* what lies above the last mapping */
 		if (count.places == 0)
 			return -EEXIST;
@@ -177,6 +198,26 @@ static int reserve_window(struct em_map *map, const struct em_map_options *o)
 
 /* ---- opening and closing ---- */
 
+static int open_code_file(struct em_map *map)
+{
+	struct em_sys_code_file file;
+	char instead[200] = "";
+	int err = em_sys_open_code_file(&file);
+	enum execmem_policy policy;
+
+	map->fd = file.fd;
+	map->backing = file.backing;
+	if (err == 0)
+		return 0;
+	policy = em_sys_blame(file.memfd_error, file.unmappable ? EM_CALL_MAP_CODE : EM_CALL_MEMFD);
+	if (file.place_error < 0)
+		snprintf(instead, sizeof instead,
+		         "; nor does a directory (/dev/shm, /tmp, ...) have an unlinked file instead: %s; a writable tmpfs would",
+		         file.noexec ? "all are mounted noexec" : strerror(-file.place_error));
+	return em_error_blamed(
+		err, policy, file.unmappable ? "map a memory file executable (mmap)" : "create a memory file (memfd_create)", instead);
+}
+
 /* munmap of many mappings can be refused for want of one more; once they are a single reservation again it needs none. */
 static void release_range(void *at, uint64_t size)
 {
@@ -187,15 +228,15 @@ static void release_range(void *at, uint64_t size)
 int em_map_open(struct em_map *map, const struct em_map_options *o)
 {
 	void *alias = NULL;
-	int err;
+	int err = 0;
 
 	*map = (struct em_map){.mode = o->mode, .small_pages = o->small_pages, .fd = -1, .traps = o->traps};
 	if (em_map_has_file(o->mode))
-		err = em_sys_memfd("execmem", &map->fd);
-	else
-		err = o->mode == EXECMEM_MODE_PROCMEM ? em_sys_self_mem(&map->fd) : 0;
+		err = open_code_file(map);
+	else if (o->mode == EXECMEM_MODE_PROCMEM && (err = em_sys_self_mem(&map->fd)) < 0)
+		err = em_error_refused(err, EM_CALL_SELF_MEM, "open /proc/self/mem");
 	if (err < 0)
-		return em_error_system(err, em_map_has_file(o->mode) ? "create a memory file (memfd_create)" : "open /proc/self/mem");
+		return err;
 	err = reserve_window(map, o);
 	if (err < 0)
 		goto undo_fd;
@@ -246,13 +287,15 @@ void em_map_forget(struct em_map *map, uint32_t pack)
 int em_map_extend(struct em_map *map, uint32_t packs)
 {
 	uint64_t size = pack_offset(packs);
-	int err;
+	int err = 0;
 
 	if (!em_map_has_file(map->mode) || size <= map->file_size)
 		return 0;
-	err = map->fd < 0 ? em_sys_memfd("execmem", &map->fd) : 0; /* a forked child's first pack */
-	if (err == 0)
-		err = em_sys_resize(map->fd, size);
+	if (map->fd < 0) /* a forked child's first pack */
+		err = open_code_file(map);
+	if (err < 0)
+		return err;
+	err = em_sys_resize(map->fd, size);
 	if (err < 0)
 		return em_error_system(err, "grow the memory file");
 	map->file_size = size;
@@ -294,7 +337,7 @@ static int grow_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t fr
 	}
 	err = em_sys_view(map->window + offset, to - from, prots[kind], map->fd, offset);
 	if (err < 0) {
-		err = em_error_system(err, "map code pages");
+		err = em_error_refused(err, EM_CALL_MAP_CODE, "map code pages");
 		goto undo;
 	}
 	return 0;
@@ -331,11 +374,12 @@ static int grow_private(struct em_map *map, uint32_t pack, int kind, uint64_t fr
 	int err = em_sys_view(map->window + offset, size, flip ? EM_READ | EM_WRITE : prots[kind], -1, 0);
 
 	if (err < 0)
-		return em_error_system(err, "map code pages");
+		return em_error_refused(err, EM_CALL_MAP_CODE, "map code pages");
 	err = blank_private(map, kind, offset, size);
 	if (err < 0) {
 		(void)em_sys_unview(map->window + offset, size);
-		return em_error_system(err, "blank new memory");
+		return em_error_refused(err, flip ? EM_CALL_PROTECT : EM_CALL_SELF_WRITE,
+		                        flip ? "turn new memory executable (mprotect)" : "blank new memory");
 	}
 	return 0;
 }
@@ -386,7 +430,7 @@ static int blank_in_file(struct em_map *map, int kind, uint64_t offset, uint64_t
 	return 0;
 }
 
-static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t from)
+static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_t from, bool *collapsed)
 {
 	uint64_t offset = pack_offset(pack), touched = from ? from : EM_PAGE;
 	bool is_there = false;
@@ -396,7 +440,7 @@ static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_
 		return err;
 	err = from == 0 ? em_sys_write_repeated(map->fd, blank_of(map, kind), EM_MAP_BLANK, EM_PAGE, offset) : 0;
 	if (err == 0 && !map->small_pages)
-		is_there = collapse_file(map, pack, from == 0);
+		*collapsed = is_there = collapse_file(map, pack, from == 0);
 	if (err == 0)
 		err = blank_in_file(map, kind, offset + touched, EXECMEM_PACK_SIZE - touched, is_there);
 	if (err < 0) {
@@ -407,7 +451,7 @@ static int complete_in_file(struct em_map *map, uint32_t pack, int kind, uint64_
 	err = em_sys_view(map->window + offset, EXECMEM_PACK_SIZE, prots[kind], map->fd, offset);
 	if (err == 0)
 		return 0;
-	err = em_error_system(err, "map code pages");
+	err = em_error_refused(err, EM_CALL_MAP_CODE, "map code pages");
 undo:
 	if (from == 0) {
 		undo_alias(map, pack);
@@ -420,20 +464,23 @@ undo:
 int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, bool *huge)
 {
 	uint8_t *at = map->window + pack_offset(pack);
+	bool collapsed = false;
+	uint64_t told;
 	int err;
 
 	em_assert(from < EXECMEM_PACK_SIZE && pack < map->packs);
 	if (in_file(map, kind)) {
-		err = complete_in_file(map, pack, kind, from);
+		err = complete_in_file(map, pack, kind, from, &collapsed);
 	} else {
 		err = grow_private(map, pack, kind, from, EXECMEM_PACK_SIZE);
-		if (err == 0 && !map->small_pages)
-			(void)em_sys_collapse(at, EXECMEM_PACK_SIZE);
+		collapsed = err == 0 && !map->small_pages && em_sys_collapse(at, EXECMEM_PACK_SIZE) == 0;
 	}
 	if (err < 0)
 		return err;
 	(void)em_sys_populate(at, EXECMEM_PACK_SIZE); /* without it the first calls fault the pages in */
-	*huge = em_map_huge(map, pack_offset(pack), EXECMEM_PACK_SIZE) == EXECMEM_PACK_SIZE;
+	told = em_map_huge(map, pack_offset(pack), EXECMEM_PACK_SIZE);
+	*huge =
+		told == EM_MAP_UNTOLD ? collapsed : told == EXECMEM_PACK_SIZE; /* the collapse's answer is all that is told without /proc */
 	return 0;
 }
 
@@ -482,7 +529,7 @@ int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t ext
 	err = em_sys_protect(map->window + extent, extent_size, EM_READ | EM_WRITE);
 	if (err < 0) {
 		em_sys_resume_threads();
-		return em_error_system(err, "turn a pack writable (mprotect)");
+		return em_error_refused(err, EM_CALL_PROTECT, "turn a pack writable (mprotect)");
 	}
 	out->memory = map->window + offset;
 	out->flipped = (uintptr_t)map->window + extent;
@@ -504,7 +551,9 @@ int em_map_close_door(struct em_map_door *door)
 			break;
 	}
 	em_sys_resume_threads();
-	return err < 0 ? em_error_system(err, "turn a pack executable again; a later write to it tries once more (mprotect)") : 0;
+	return err < 0 ? em_error_refused(err, EM_CALL_PROTECT,
+	                                  "turn a pack executable again; a later write to it tries once more (mprotect)")
+	               : 0;
 }
 
 /* ---- asking ---- */
@@ -531,8 +580,7 @@ uint64_t em_map_huge(const struct em_map *map, uint64_t offset, uint64_t size)
 {
 	uint64_t bytes = 0;
 
-	(void)em_sys_scan(map->window + offset, size, EM_SYS_HUGE, &bytes); /* cannot be asked: not claimed */
-	return bytes;
+	return em_sys_scan(map->window + offset, size, EM_SYS_HUGE, &bytes) < 0 ? EM_MAP_UNTOLD : bytes;
 }
 
 struct vma_count {
@@ -555,13 +603,12 @@ uint64_t em_map_vmas(const struct em_map *map)
 		.hi = {(uintptr_t)map->window + pack_offset(map->packs), map->alias ? (uintptr_t)map->alias + pack_offset(map->packs) : 0},
 	};
 
-	(void)em_sys_mappings(count_vma, &c);
-	return c.count;
+	return em_sys_mappings(count_vma, &c) < 0 ? EM_MAP_UNTOLD : c.count;
 }
 
 /* ---- does a mode work here? ---- */
 
-int em_map_works(int mode, const uint8_t *traps)
+int em_map_works(int mode, const uint8_t *traps, uint32_t *backing)
 {
 	struct em_map_options options = {.mode = mode, .packs = 1, .small_pages = true, .traps = traps};
 	struct em_map_door door;
@@ -571,6 +618,7 @@ int em_map_works(int mode, const uint8_t *traps)
 
 	if (err < 0)
 		return err;
+	*backing = map.backing;
 	err = em_map_extend(&map, 1);
 	if (err == 0)
 		err = em_map_grow(&map, 0, EXECMEM_TEXT, 0, EM_PAGE);
@@ -580,7 +628,7 @@ int em_map_works(int mode, const uint8_t *traps)
 		if (door.memory)
 			memcpy(door.memory, traps, EXECMEM_CHUNK);
 		else if ((err = em_sys_write(door.fd, traps, EXECMEM_CHUNK, door.at, &done)) < 0)
-			err = em_error_system(err, "write to code memory");
+			err = em_error_refused(err, mode == EXECMEM_MODE_PROCMEM ? EM_CALL_SELF_WRITE : EM_CALL_OTHER, "write to code memory");
 		if (em_map_close_door(&door) < 0)
 			err = EXECMEM_ESYSTEM;
 	}

@@ -1,7 +1,7 @@
 /* map: the window, its packs, and the doors through which bytes get in.
  *
  *   window   | pack 0 | pack 1 | pack 2 |  reserved, no access ...  |
- *   file       0        2 MB     4 MB      one memfd: pack i is at offset i * 2 MB, so neighbours share one mapping
+ *   file       0        2 MB     4 MB      one file:  pack i is at offset i * 2 MB, so neighbours share one mapping
  *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (mode alias only, at an unrelated random address, RW-)
  *
  * Offsets are bytes from the window's start. A pack is born here with all its memory blank (traps for text, zeros otherwise) before
@@ -29,7 +29,8 @@ struct em_map {
 	int mode;
 	bool small_pages;
 	bool far;            /* the fallback was taken */
-	int fd;              /* memfd; /proc/self/mem in procmem; -1 in flip */
+	int fd;              /* memfd or unlinked file; /proc/self/mem in procmem; -1 in flip */
+	uint32_t backing;    /* enum execmem_backing */
 	uint32_t packs;
 	uint8_t *window;
 	uint8_t *alias;      /* NULL but in mode alias */
@@ -46,7 +47,8 @@ struct em_map_door {
 	int prot;
 };
 
-int em_map_works(int mode, const uint8_t *traps); /* 0 or why this mode cannot be had here: tries it on one page */
+/* 0 or why this mode cannot be had here: tries it on one page. *backing: of enum execmem_backing, as it came out. */
+int em_map_works(int mode, const uint8_t *traps, uint32_t *backing);
 int em_map_open(struct em_map *map, const struct em_map_options *options);
 void em_map_close(struct em_map *map);
 
@@ -70,6 +72,7 @@ void em_map_forget(struct em_map *map,
 
 uint64_t em_map_resident(const struct em_map *map);
 uint64_t em_map_present(const struct em_map *map, uint64_t offset, uint64_t size); /* bytes that this process has there */
+#define EM_MAP_UNTOLD UINT64_MAX /* the kernel cannot be asked: no /proc */
 uint64_t em_map_huge(const struct em_map *map, uint64_t offset, uint64_t size);
 uint64_t em_map_vmas(const struct em_map *map);
 

@@ -34,6 +34,8 @@ static bool is_whole(const execmem_domain *d, uint32_t pack)
 
 static void ask_kernel(execmem_domain *d, execmem_stats *out)
 {
+	bool untold = false;
+
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		if (d->ledger.packs[pack].kind == EXECMEM_DATA && em_map_has_file(d->map.mode)) /* in no file */
 			out->resident_bytes += em_map_present(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
@@ -41,12 +43,18 @@ static void ask_kernel(execmem_domain *d, execmem_stats *out)
 		if (is_whole(d, pack)) {
 			uint64_t huge = em_map_huge(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
 
-			d->ledger.packs[pack].huge = huge == EXECMEM_PACK_SIZE;
 			out->full_packs++;
+			if (huge == EM_MAP_UNTOLD) {
+				untold = true;
+				continue;
+			}
+			d->ledger.packs[pack].huge = huge == EXECMEM_PACK_SIZE;
 			out->huge_packs += huge == EXECMEM_PACK_SIZE;
 		}
 	}
 	out->huge_bytes = out->huge_packs * EXECMEM_PACK_SIZE;
+	if (untold)
+		out->huge_packs = out->huge_bytes = EM_MAP_UNTOLD;
 	out->resident_bytes += em_map_resident(&d->map);
 	out->ledger_bytes = em_ledger_resident(&d->ledger);
 	out->vmas = em_map_vmas(&d->map);
@@ -87,6 +95,7 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		.far = d->map.far,
 		.domain = h->domain,
 		.parent = h->parent,
+		.backing = d->map.backing,
 	};
 	ask_kernel(d, out);
 	em_domain_leave_all(d);

@@ -805,11 +805,12 @@ static void enter_span(struct em_shard *s, int kind, uint64_t bytes, uint32_t fi
 		execmem_pack *p = &d->ledger.packs[pack];
 		uint64_t mapped = bytes - em_domain_offset(pack - first, 0);
 		bool whole = mapped >= EXECMEM_PACK_SIZE;
+		uint64_t huge;
 
 		enter_pack(s, pack, kind, pack == first ? EXECMEM_PACK_SPAN : EXECMEM_PACK_SPAN_TAIL);
 		p->span_packs = pack == first ? packs : pack - first;
-		if (whole)
-			note_collapse(s, pack, em_map_huge(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE) == EXECMEM_PACK_SIZE);
+		if (whole && (huge = em_map_huge(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE)) != EM_MAP_UNTOLD)
+			note_collapse(s, pack, huge == EXECMEM_PACK_SIZE);
 		note(s, EXECMEM_EVENT_PACK, p->address, whole ? EXECMEM_PACK_SIZE : mapped);
 	}
 	d->ledger.packs[first].usable_chunks = chunks;

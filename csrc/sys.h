@@ -16,12 +16,13 @@ enum { EM_READ = 1, EM_WRITE = 2, EM_EXEC = 4 }; /* protection of a view; WRITE 
 
 /* ---- memory files ---- */
 
-int em_sys_memfd(const char *name, int *out);                                /* script: memfd */
+int em_sys_memfd(const char *name, bool code, int *out);                     /* script: memfd; code: to be mapped executable */
 int em_sys_resize(int fd, uint64_t size);                                    /* resize; -EFBIG before RLIMIT_FSIZE signals */
 int em_sys_discard(int fd, uint64_t offset, uint64_t size);                  /* discard; gives the pages back, reads zero then */
 int em_sys_write(int fd, const void *src, size_t len, uint64_t offset, size_t *done); /* write; all of it or an error */
 int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t len, uint64_t offset); /* write */
 int em_sys_self_mem(int *out);                                               /* memfd; opens /proc/self/mem for writing */
+int em_sys_may_map_code(int fd);                                             /* 0: its views may be executable */
 void em_sys_close(int fd);
 uint64_t em_sys_file_resident(int fd, uint64_t *number); /* bytes of memory the file holds; number: NULL, or which file it is */
 /* The next stretch of a file's bytes that was ever written, at or after `from`; -ENXIO: there is none. */
@@ -56,6 +57,33 @@ uint64_t em_sys_realtime_ns(void);
 uint64_t em_sys_monotonic_ns(void);
 uint32_t em_sys_pid(void);
 int em_sys_at_fork(void (*before)(void), void (*in_parent)(void), void (*in_child)(void));
+
+/* ---- what the host allows: sys_host.c, which opens files too ---- */
+
+struct em_sys_code_file {
+	int fd;
+	uint32_t backing; /* enum execmem_backing */
+	int memfd_error;  /* negative: why it is no memfd */
+	bool unmappable;  /* there is one, which may not be mapped executable */
+	int place_error;  /* negative: why no directory has it */
+	bool noexec;      /* every directory that took a file is mounted noexec */
+};
+
+/* A file without a name for code: a memfd; where that is refused, an unlinked file in memory, then one on a disk. */
+int em_sys_open_code_file(struct em_sys_code_file *out); /* memfd, tmpfile */
+
+enum em_sys_call { /* what was refused, for em_sys_blame */
+                   EM_CALL_OTHER,
+                   EM_CALL_MEMFD,
+                   EM_CALL_MAP_CODE,
+                   EM_CALL_PROTECT,   /* turning memory executable */
+                   EM_CALL_SELF_MEM,  /* opening /proc/self/mem */
+                   EM_CALL_SELF_WRITE /* writing to it */
+};
+
+/* The policy that the host must have refused the call by, as far as it lets us look. Some 60 us where a policy refused. */
+enum execmem_policy em_sys_blame(int negative_errno, enum em_sys_call call);
+void em_sys_policies(execmem_policies *out);
 
 /* ---- other threads ---- */
 

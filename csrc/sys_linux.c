@@ -31,7 +31,6 @@
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
-enum { MFD_CLOEXEC_BIT = 1, MFD_ALLOW_SEALING_BIT = 2, MFD_EXEC_BIT = 0x10 };
 
 struct page_region {
 	uint64_t start, end, categories;
@@ -48,6 +47,7 @@ enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 
 #define EM_SYS_OPS(X)                                                                                                              \
 	X(memfd, EMFILE)                                                                                                               \
+	X(tmpfile, EROFS)                                                                                                              \
 	X(resize, ENOSPC)                                                                                                              \
 	X(discard, ENOSYS)                                                                                                             \
 	X(write, ENOSPC)                                                                                                               \
@@ -85,7 +85,7 @@ static const struct {
 	int error;
 } error_names[] = {
 	{"EPERM", EPERM},   {"EACCES", EACCES}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"ENOSYS", ENOSYS}, {"EINVAL", EINVAL},
-	{"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},   {"EBUSY", EBUSY},
+	{"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},   {"EBUSY", EBUSY},   {"EROFS", EROFS},
 };
 
 struct plan {
@@ -174,24 +174,6 @@ int execmem_test_script(const char *text)
 
 /* ---- memory files ---- */
 
-int em_sys_memfd(const char *name, int *out)
-{
-	int err = scripted(OP_memfd);
-	long fd;
-
-	if (err)
-		return err;
-	/* MFD_EXEC says that this file may be mapped executable, where vm.memfd_noexec=1 would else say no; before 6.3 the
-	 * flag is unknown and EINVAL. */
-	fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT | MFD_ALLOW_SEALING_BIT | MFD_EXEC_BIT);
-	if (fd < 0 && errno == EINVAL)
-		fd = syscall(SYS_memfd_create, name, MFD_CLOEXEC_BIT | MFD_ALLOW_SEALING_BIT);
-	if (fd < 0)
-		return -errno;
-	*out = (int)fd;
-	return 0;
-}
-
 int em_sys_resize(int fd, uint64_t size)
 {
 	struct rlimit limit;
@@ -271,21 +253,6 @@ int em_sys_write_repeated(int fd, const void *unit, size_t unit_len, uint64_t le
 	return 0;
 }
 
-int em_sys_self_mem(int *out)
-{
-	int err = scripted(OP_memfd);
-	int fd;
-
-	if (err)
-		return err;
-	/* Not /proc/self, which is empty when the first thread has ended. */
-	fd = open("/proc/thread-self/mem", O_RDWR | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	*out = fd;
-	return 0;
-}
-
 void em_sys_close(int fd)
 {
 	if (fd >= 0)
@@ -321,6 +288,16 @@ static int native_prot(int prot)
 {
 	em_always(!((prot & EM_WRITE) && (prot & EM_EXEC))); /* law 1 */
 	return (prot & EM_READ ? PROT_READ : 0) | (prot & EM_WRITE ? PROT_WRITE : 0) | (prot & EM_EXEC ? PROT_EXEC : 0);
+}
+
+int em_sys_may_map_code(int fd)
+{
+	void *at = mmap(NULL, EM_PAGE, native_prot(EM_READ | EM_EXEC), MAP_SHARED, fd, 0);
+
+	if (at == MAP_FAILED)
+		return -errno;
+	munmap(at, EM_PAGE);
+	return 0;
 }
 
 bool em_sys_may_choose(void)
@@ -519,6 +496,23 @@ static int smaps_line(void *arg, const char *line)
 	return 0;
 }
 
+/* Without /proc: only the pages that are there can be told, not how they are mapped. */
+static int count_present(const void *at, uint64_t size, uint64_t *out)
+{
+	unsigned char there[2048];
+	uint64_t part;
+
+	*out = 0;
+	for (uint64_t done = 0; done < size; done += part) {
+		part = size - done < sizeof there * EM_PAGE ? size - done : sizeof there * EM_PAGE;
+		if (mincore((char *)(uintptr_t)at + done, part, there) < 0)
+			return -errno;
+		for (uint64_t i = 0; i < part / EM_PAGE; i++)
+			*out += there[i] & 1 ? EM_PAGE : 0;
+	}
+	return 0;
+}
+
 int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *out)
 {
 	struct page_region regions[64] = {{0}}; /* zeroed for memcheck, which does not know the call */
@@ -554,7 +548,7 @@ int em_sys_scan(const void *at, uint64_t size, enum em_sys_page what, uint64_t *
 	*out = 0;
 	err = each_line("/proc/thread-self/smaps", smaps_line, &sum);
 	*out = sum.sum;
-	return err;
+	return err < 0 && what == EM_SYS_PRESENT ? count_present(at, size, out) : err;
 }
 
 struct mapping_visit {

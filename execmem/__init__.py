@@ -36,6 +36,7 @@ from execmem.errors import (
     UnsupportedError,
 )
 from execmem.function import Function
+from execmem.hardening import ModeProbe, Policies, Probe, probe
 from execmem.memory import (
     LIBC,
     Info,
@@ -48,7 +49,6 @@ from execmem.memory import (
     execmem_free_many,
     execmem_place_many,
     find,
-    probe,
     report_faults,
     sync,
 )
@@ -74,8 +74,11 @@ __all__ = [
     "InvalidAddressError",
     "InvalidArgumentError",
     "LimitError",
+    "ModeProbe",
     "OutOfMemoryError",
     "OutOfWindowError",
+    "Policies",
+    "Probe",
     "Stats",
     "SystemCallError",
     "UnsupportedError",

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 TRIAL_BLOCK = 256 << 10
 TRIAL_BLOCKS = 32  # 8 MB: a few full packs, gone again in milliseconds
 HUGE_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+BACKING_NOTES = {
+    "memfd": "a memfd",
+    "tmpfs": "an unlinked file in memory, for memfd_create is refused",
+    "disk": "an unlinked file on a disk, which code is written back to: memfd_create is refused, no tmpfs may be had",
+    "private": "private memory",
+}
 INTERRUPTED = 130  # what shells report for SIGINT
 
 
@@ -45,22 +51,36 @@ class Finding:
     good: bool | None = None
 
 
-def probe_mode(mode: str | None) -> str | None:
-    """Return the error a domain of this write mode would meet here, or None when it works."""
-    try:
-        execmem.probe(mode)
-    except execmem.ExecmemError as error:
-        return str(error)
-    return None
-
-
-def find_modes() -> list[Finding]:
-    """Try every write mode, and the automatic choice among them."""
+def find_modes(found: execmem.Probe) -> list[Finding]:
+    """Tell of every write mode whether it works, and who refused it."""
     findings = []
-    for mode in demo.MODES:
-        error = probe_mode(mode)
-        findings.append(Finding(f"mode {mode}", error or demo.MODE_NOTES[mode], error is None))
+    for one in found.modes:
+        text = one.reason or f"{demo.MODE_NOTES[one.mode]} ({one.backing})"
+        findings.append(Finding(f"mode {one.mode}", f"[{one.policy}] {text}" if one.policy else text, one.works))
     return findings
+
+
+def find_policies(policies: execmem.Policies) -> list[Finding]:
+    """Tell what this host has that may refuse, whether it did or not."""
+
+    def tell(value: object, words: str = "{}") -> str:
+        return "not available" if value is None else words.format(value)
+
+    def tell_limit(value: int | None) -> str:
+        return "none" if value is None else tell_bytes(value)
+
+    flags = {None: "not available", True: "yes", False: "no"}
+    limits = f"file size {tell_limit(policies.file_size)}, address space {tell_limit(policies.address_space)}"
+    label = f", this process: {policies.label}" if policies.label else ""
+    return [
+        Finding("PR_SET_MDWE", flags[policies.mdwe]),
+        Finding("seccomp", tell(policies.seccomp)),
+        Finding("memfd_noexec", tell(policies.memfd_noexec, "vm.memfd_noexec = {}")),
+        Finding("SELinux", tell(policies.selinux) + (label if policies.selinux != "off" else "")),
+        Finding("AppArmor", flags[policies.apparmor] + (label if policies.apparmor else "")),
+        Finding("/proc", "yes" if policies.proc else "no: statistics lack huge pages and mappings"),
+        Finding("limits", limits),
+    ]
 
 
 def find_trial() -> list[Finding]:
@@ -73,22 +93,23 @@ def find_trial() -> list[Finding]:
     except execmem.ExecmemError as error:
         return [Finding("default", f"no domain can be used: {error}", good=False)]
     huge = f"{stats.huge_packs} of {stats.full_packs} full packs are one 2 MB entry"
-    if stats.huge_packs < stats.full_packs:
+    if stats.huge_packs is None:
+        huge = f"not available without /proc; {stats.collapse_failures} of {stats.full_packs} collapses failed"
+    elif stats.huge_packs < stats.full_packs:
         huge += f"; {stats.collapse_failures} collapses failed, the rest works on 4 KB pages"
     return [
         Finding("default", f"write mode {stats.write_mode}", good=True),
-        Finding("2 MB pages", huge, good=stats.full_packs > 0 and stats.huge_packs == stats.full_packs),
+        Finding("backing", BACKING_NOTES[stats.backing]),
+        Finding("2 MB pages", huge, None if stats.huge_packs is None else 0 < stats.full_packs == stats.huge_packs),
         Finding("trial", f"{tell_bytes(stats.live_bytes)} placed, {tell_bytes(stats.resident_bytes)} resident"),
     ]
 
 
-def find_sync() -> Finding:
-    """Ask whether other threads can be made to see new code."""
-    try:
-        execmem.sync()
-    except execmem.ExecmemError as error:
-        return Finding("sync", str(error), good=False)
-    return Finding("sync", "every thread can be made to see new code (membarrier)", good=True)
+def find_sync(found: execmem.Probe) -> Finding:
+    """Tell whether other threads can be made to see new code."""
+    return Finding(
+        "sync", found.sync or "every thread can be made to see new code (membarrier)", good=found.sync is None
+    )
 
 
 def find_settings() -> list[Finding]:
@@ -111,7 +132,7 @@ def version() -> str:
         return "not installed"
 
 
-def examine() -> list[Finding]:
+def examine(found: execmem.Probe) -> list[Finding]:
     """Return everything doctor finds. Cost: some ten milliseconds, most of them for the trial."""
     forced = os.environ.get("EXECMEM_WRITE_MODE")
     arch = execmem.arch()
@@ -120,10 +141,11 @@ def examine() -> list[Finding]:
         Finding("execmem", version()),
         Finding("system", system),
         Finding("CPU room", arch if arch != "none" else f"none: {platform.machine()} is not supported", arch != "none"),
-        *find_modes(),
+        *find_modes(found),
         *([Finding("forced", f"EXECMEM_WRITE_MODE={forced}, for the default domain")] if forced else []),
         *find_trial(),
-        find_sync(),
+        find_sync(found),
+        *find_policies(found.policies),
         *find_settings(),
     ]
 
@@ -140,11 +162,12 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what works here; 0 when a domain can be opened and used."""
-    findings = examine()
+    found = execmem.probe()
+    findings = examine(found)
     good = usable(findings)
     if options.json:
         rows = [{"topic": finding.topic, "text": finding.text, "good": finding.good} for finding in findings]
-        print(json.dumps({"usable": good, "findings": rows}, indent=2))
+        print(json.dumps({"usable": good, "findings": rows, "probe": found.as_dict()}, indent=2))
         return 0 if good else 1
     paint = Paint.of(sys.stdout)
     width = text_width()

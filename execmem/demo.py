@@ -453,6 +453,11 @@ def tell_fill(stats: execmem.Stats | None) -> str:
     return f"{100 * stats.live_bytes / stats.resident_bytes:.1f} %"
 
 
+def tell_count(count: int | None) -> str:
+    """Return a number, or that the kernel could not be asked for it."""
+    return "not available" if count is None else f"{count:,}"
+
+
 def tell_mappings(snapshot: Snapshot, first: Snapshot) -> str:
     """Return the number of mappings, after the first as a difference to it."""
     if snapshot.mappings is None or first.mappings is None:
@@ -531,12 +536,12 @@ class Table:
             ("fill", [tell_fill(s) for s in stats], "live / resident"),
             (
                 "one 2 MB entry",
-                each(lambda s: f"{s.huge_packs:,} of {s.full_packs:,}"),
+                each(lambda s: tell_count(s.huge_packs) + ("" if s.huge_packs is None else f" of {s.full_packs:,}")),
                 "full packs, as the kernel tells",
             ),
             ("bookkeeping", each(lambda s: tell_bytes(s.ledger_bytes)), "the ledger, resident"),
             ("mappings", [tell_mappings(one, first) for one in snapshots], "of the process, then more or fewer"),
-            ("  of the domain", each(lambda s: f"{s.vmas:,}"), "guards and reserve included"),
+            ("  of the domain", each(lambda s: tell_count(s.vmas)), "guards and reserve included"),
         ]
         widths = (16, *(-(15 if self.wide else 14),) * len(snapshots))
         lines = self._heading(columns(["memory", *(one.moment for one in snapshots)], widths))

@@ -673,6 +673,9 @@ class Domain(DomainBase):
         values["limit"] = None if raw.limit == WORD_MAX else raw.limit
         values["write_mode"] = memory.MODE_NAMES[raw.write_mode]
         values["far"] = bool(raw.far)
+        values["backing"] = ffi.string(lib.execmem_backing_name(raw.backing)).decode()
+        for untold in ("huge_bytes", "huge_packs", "vmas"):
+            values[untold] = None if values[untold] == WORD_MAX else values[untold]
         return Stats(**values)
 
     def check(self) -> None:

@@ -481,8 +481,10 @@ class Stats:
     """Numbers of a domain at one moment; bytes unless the name tells otherwise, ``limit`` None for none.
 
     ``resident_bytes``, ``huge_bytes``, ``ledger_bytes``, ``huge_packs`` and ``vmas`` are what the kernel reports, not
-    what was asked of it. ``held_blocks`` were freed and are kept as they are until forked processes that may run them
-    are gone.
+    what was asked of it; ``huge_bytes``, ``huge_packs`` and ``vmas`` are None where it cannot be asked (no ``/proc``).
+    ``backing`` tells where the pages come from: ``"memfd"``, ``"tmpfs"`` or ``"disk"`` (an unlinked file, where
+    ``memfd_create`` is refused), or ``"private"``. ``held_blocks`` were
+    freed and are kept as they are until forked processes that may run them are gone.
     """
 
     live_blocks: int
@@ -491,12 +493,12 @@ class Stats:
     charged_bytes: int
     limit: int | None
     resident_bytes: int
-    huge_bytes: int
+    huge_bytes: int | None
     ledger_bytes: int
     packs: int
     full_packs: int
-    huge_packs: int
-    vmas: int
+    huge_packs: int | None
+    vmas: int | None
     largest_free: int
     allocs: int
     frees: int
@@ -514,6 +516,7 @@ class Stats:
     far: bool
     domain: int
     parent: int
+    backing: str
 
     def as_dict(self) -> dict[str, int | str | bool | None]:
         """Return the same as a dict."""
@@ -546,13 +549,6 @@ def find(address: SupportsIndex) -> Info:
         domain=info.domain,
         name=ffi.string(info.name).decode("utf-8", "replace"),
     )
-
-
-def probe(write_mode: str | None = None) -> None:
-    """Raise the error that a new domain of this write mode would meet here; without one, that of the default."""
-    code = lib.execmem_probe(to_mode(write_mode))
-    if code:
-        raise_last(code)
 
 
 def sync() -> None:

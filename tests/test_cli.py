@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -29,6 +30,8 @@ def examine(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str
     code, out, _ = run(capsys, "doctor", "--json")
     report = json.loads(out)
     assert report["usable"] == (code == 0)
+    assert report["probe"]["default"]["works"] == report["usable"]
+    assert set(report["probe"]["policies"]) == {field.name for field in dataclasses.fields(execmem.Policies)}
     return code, {finding["topic"]: finding for finding in report["findings"]}
 
 
@@ -138,10 +141,13 @@ def test_doctor_tells_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     for mode in ("syscall", "alias", "procmem", "flip"):
         finding = findings[f"mode {mode}"]
-        reason = cli.probe_mode(mode)
-        assert finding["good"] is (reason is None)
-        assert reason is None or finding["text"] == reason
+        one = execmem.probe()[mode]
+        assert finding["good"] is one.works
+        assert finding["text"].endswith(one.reason or f"({one.backing})")
     assert findings["CPU room"]["text"] == execmem.arch()
+    for topic in ("PR_SET_MDWE", "seccomp", "memfd_noexec", "SELinux", "AppArmor", "/proc", "limits", "backing"):
+        assert findings[topic]["good"] is None
+        assert findings[topic]["text"]
     with execmem.Domain("as doctor") as domain:
         assert findings["default"]["text"] == f"write mode {domain.write_mode}"
     assert "full packs are one 2 MB entry" in findings["2 MB pages"]["text"]
@@ -155,13 +161,24 @@ def test_doctor_prints_a_line_for_each_finding(
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) == 80
     assert "\x1b" not in out
-    for topic in ("execmem", "system", "mode syscall", "mode flip", "default", "2 MB pages", "sync", "thp anon"):
+    for topic in (
+        "execmem",
+        "system",
+        "mode syscall",
+        "mode flip",
+        "default",
+        "2 MB pages",
+        "sync",
+        "thp anon",
+        "backing",
+        "seccomp",
+    ):
         assert re.search(rf"^{topic} ", out, re.MULTILINE)
 
 
 def test_doctor_wraps_a_long_reason(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     findings = [cli.Finding("default", "why " * 60, good=False), cli.Finding("told", "")]
-    monkeypatch.setattr(cli, "examine", lambda: findings)
+    monkeypatch.setattr(cli, "examine", lambda _: findings)
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(capsys, "doctor")
     assert code == 1
@@ -228,4 +245,4 @@ def test_what_the_system_does_not_tell_is_not_available(monkeypatch: pytest.Monk
 
 def test_a_forced_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECMEM_WRITE_MODE", "syscall")
-    assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in cli.examine())
+    assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in cli.examine(execmem.probe()))

@@ -439,6 +439,7 @@ def test_pages_are_told_as_they_are(mode: str) -> None:
             blocks = domain.place_many([b"x" * 4000] * 2000)
             stats = domain.stats()
             assert stats.packs >= 4
+            assert stats.huge_packs is not None
             assert stats.huge_packs <= stats.full_packs
             assert stats.huge_bytes == stats.huge_packs * PACK
             if small_pages:

@@ -587,7 +587,7 @@ def test_memory_deny_write_execute(name: str, run_child: Callable[..., str]) -> 
         print("no MDWE")
         raise SystemExit
     try:
-        execmem.probe({name or None!r})
+        execmem.probe({name!r} or execmem.probe().default.mode)
     except execmem.ExecDeniedError as error:
         print("denied:", error)
         raise SystemExit
