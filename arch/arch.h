@@ -27,6 +27,9 @@ struct em_arch {
 	bool (*is_trap)(const void *bytes, size_t len); /* are all of these bytes trap fill? */
 	uint32_t trap_size;                             /* bytes of one trap instruction */
 	uint64_t branch_reach;                          /* bytes either way that one relative call covers */
+	/* A thread's rights to memory under protection keys, as its register holds them, changed: a key opened for reading and writing, or
+	 * shut for both. NULL: keys are not known here. */
+	uint64_t (*key_rights)(uint64_t rights, int key, bool open);
 
 	/* ---- poke.c: on this CPU ---- */
 
@@ -37,6 +40,9 @@ struct em_arch {
 	 * cores only after drain() or anything else that orders them there. NULL, both: there is no such way. */
 	void (*fill_traps_past)(void *dst, size_t len);
 	void (*drain)(void);
+	bool (*has_keys)(void); /* the CPU has protection keys and the kernel has turned them on. NULL: not known here */
+	uint64_t (*read_rights)(void); /* of this thread; both only where has_keys() says so, and both order memory accesses */
+	void (*write_rights)(uint64_t rights);
 };
 
 extern const struct em_arch em_arch_x86_64;

@@ -180,7 +180,7 @@ EM_HOT void em_block_expect(const struct em_shard *s, int kind, uint32_t chunks)
 	const struct em_ledger_maps *maps;
 	uint64_t next;
 
-	if (EM_LIKELY(!em_domain_much_is_live(s)) || !d->map.alias || !em_park_top(&s->park[kind], chunks, &next))
+	if (EM_LIKELY(!em_domain_much_is_live(s)) || d->map.mode != EXECMEM_MODE_ALIAS || !em_park_top(&s->park[kind], chunks, &next))
 		return;
 	maps = em_ledger_maps_of(&d->ledger, (uint32_t)(next / EXECMEM_PACK_CHUNKS));
 	__builtin_prefetch(&maps->bits.group[next % EXECMEM_PACK_CHUNKS / 64]);

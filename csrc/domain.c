@@ -384,7 +384,8 @@ int execmem_domain_limit(execmem_domain *domain, uint64_t limit)
 
 static int choose_mode(int asked, int *out)
 {
-	static const int order[] = {EXECMEM_MODE_SYSCALL, EXECMEM_MODE_PROCMEM, EXECMEM_MODE_FLIP};
+	static const int order[] = {EXECMEM_MODE_PKEY, EXECMEM_MODE_SYSCALL, EXECMEM_MODE_PROCMEM, EXECMEM_MODE_FLIP};
+	size_t choice; /* the first: no CPU gets protection keys while it runs */
 	int first = 0;
 	char why[600] = "", who[120] = "";
 	enum execmem_policy policy = EXECMEM_POLICY_NONE;
@@ -395,25 +396,26 @@ static int choose_mode(int asked, int *out)
 	*out = asked ? asked : auto_mode;
 	if (*out)
 		return 0;
-	for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
+	choice = em_map_has_keys() ? 0 : 1;
+	for (size_t i = choice; i < sizeof order / sizeof order[0]; i++) {
 		int err = em_map_works(order[i], traps, &backing);
 		size_t told = strlen(who);
 
 		if (err == 0) {
 			*out = order[i];
-			if (i == 0) /* a fallback is looked at again: what refused may have been passing */
+			if (i == choice) /* a fallback is looked at again: what refused may have been passing */
 				auto_mode = order[i];
 			return 0;
 		}
-		if (i == 0) {
+		if (i == choice) {
 			first = err;
 			policy = em_error_policy();
 			strncpy(why, execmem_error_text(), sizeof why - 1);
 		}
-		snprintf(who + told, sizeof who - told, "%s%s: %s", i ? ", " : "", execmem_mode_name(order[i]),
+		snprintf(who + told, sizeof who - told, "%s%s: %s", told ? ", " : "", execmem_mode_name(order[i]),
 		         execmem_policy_name((int)em_error_policy()));
 	}
-	first = em_error_set(first, "no write mode works here (%s). The first choice, syscall: %s", who, why);
+	first = em_error_set(first, "no write mode works here (%s). The first choice, %s: %s", who, execmem_mode_name(order[choice]), why);
 	em_error_blame(policy);
 	return first;
 }
@@ -533,7 +535,8 @@ static int open_locked(const execmem_options *o, execmem_domain *parent, execmem
 	if (err < 0)
 		goto undo_handle;
 	d->arch = em_arch_host();
-	d->plain = d->map.alias && !d->arch->flush && d->arch->fill_sync == EM_ARCH_SYNC_NONE && d->arch->trap_size == 1;
+	d->plain =
+		d->map.mode == EXECMEM_MODE_ALIAS && !d->arch->flush && d->arch->fill_sync == EM_ARCH_SYNC_NONE && d->arch->trap_size == 1;
 	d->copied_ledger = -1;
 	err = add_leaves((uintptr_t)d->map.window, em_domain_offset(d->map.packs, 0));
 	if (err == 0 && !open_shard(d, 0))
@@ -583,7 +586,8 @@ static int mode_from_environment(int *out)
 			*out = mode;
 			return 0;
 		}
-	return em_error_set(EXECMEM_EINVAL, "EXECMEM_WRITE_MODE=%s is no write mode; use auto, syscall, alias, procmem or flip.", text);
+	return em_error_set(EXECMEM_EINVAL, "EXECMEM_WRITE_MODE=%s is no write mode; use auto, pkey, syscall, alias, procmem or flip.",
+	                    text);
 }
 
 static execmem_domain *root_locked(void)

@@ -168,7 +168,7 @@ int execmem_find(const void *address, execmem_info *out)
 
 const char *execmem_mode_name(int write_mode)
 {
-	static const char *const names[EXECMEM_MODES] = {"auto", "syscall", "alias", "procmem", "flip"};
+	static const char *const names[EXECMEM_MODES] = {"auto", "syscall", "alias", "procmem", "flip", "pkey"};
 
 	return write_mode >= 0 && write_mode < EXECMEM_MODES ? names[write_mode] : "unknown";
 }

@@ -32,7 +32,7 @@ enum execmem_error {
 	EXECMEM_EFREED = -7,     /* no live block there: freed before, or never given out */
 	EXECMEM_EBOUNDS = -8,    /* the write would leave its block */
 	EXECMEM_EDENIED = -9,    /* a policy of the system refuses executable memory */
-	EXECMEM_EBUSY = -10,     /* the domain has live blocks or children, or threads could not be stopped for a write */
+	EXECMEM_EBUSY = -10,     /* the domain has live blocks or children; threads could not be stopped; no protection key is free */
 	EXECMEM_ESYSTEM = -11,   /* a system call failed in a way no other code tells */
 	EXECMEM_ECLOSED = -12,   /* the domain is closed */
 	EXECMEM_EFORKED = -13,   /* the block was placed before fork(): both processes run it, and it cannot be changed */
@@ -41,14 +41,15 @@ enum execmem_error {
 
 enum execmem_kind { EXECMEM_TEXT = 0, EXECMEM_RODATA = 1, EXECMEM_DATA = 2, EXECMEM_KINDS = 3 };
 
-/* How bytes get into a view that can be executed. AUTO takes the first of SYSCALL, PROCMEM, FLIP that works here. */
+/* How bytes get into a view that can be executed. AUTO takes the first of PKEY, SYSCALL, PROCMEM, FLIP that works here. */
 enum execmem_write_mode {
 	EXECMEM_MODE_AUTO = 0,
 	EXECMEM_MODE_SYSCALL = 1, /* memfd mapped R-X only, written with pwrite: no writable view exists, ever */
 	EXECMEM_MODE_ALIAS = 2,   /* memfd mapped twice at unrelated random addresses: R-X and RW- */
 	EXECMEM_MODE_PROCMEM = 3, /* private memory R-X, written through /proc/self/mem */
 	EXECMEM_MODE_FLIP = 4,    /* private memory, whole packs turned RW- and back with the other threads stopped */
-	EXECMEM_MODES = 5
+	EXECMEM_MODE_PKEY = 5,    /* as ALIAS, but RW- under a protection key that only the writing thread opens, for one write */
+	EXECMEM_MODES = 6
 };
 
 /* Where the pages of packs come from. */

@@ -5,6 +5,7 @@
  * on 4 KB pages.
  */
 #include "map.h"
+#include "arch.h"
 #include "error.h"
 #include "sys.h"
 
@@ -196,6 +197,51 @@ static int reserve_window(struct em_map *map, const struct em_map_options *o)
 	return 0;
 }
 
+/* ---- the protection key: mode pkey ---- */
+
+bool em_map_has_keys(void)
+{
+	const struct em_arch *arch = em_arch_host();
+
+	return arch->has_keys && arch->has_keys();
+}
+
+static int take_key(struct em_map *map)
+{
+	int err;
+
+	if (!em_map_has_keys())
+		return em_error_set(EXECMEM_EUNSUPPORTED,
+		                    "write mode pkey needs protection keys, which this CPU has not, or its kernel or hypervisor hides "
+		                    "(flags pku and ospke in /proc/cpuinfo). Use write mode syscall, which has no writable view at all.");
+	err = em_sys_key_take(&map->key);
+	if (err == -ENOSPC)
+		return em_error_set(EXECMEM_EBUSY,
+		                    "write mode pkey needs one protection key for the whole process, and all of them are taken "
+		                    "(x86-64 has 15). Free one (pkey_free) or use write mode syscall.");
+	if (err == -EOPNOTSUPP)
+		return em_error_set(EXECMEM_EUNSUPPORTED,
+		                    "write mode pkey needs a kernel that keeps each thread's rights apart: Linux 5.13, 5.10.103, 5.4.182 "
+		                    "or later. Use write mode syscall.");
+	return err < 0 ? em_error_system(err, "take a protection key (pkey_alloc)") : 0;
+}
+
+/* Opens the alias for this thread alone. What the thread had is not trusted: the rights given back, for shut_key, are those it had to
+ * other keys, and none to ours. */
+static uint64_t open_key(const struct em_map *map)
+{
+	const struct em_arch *arch = em_arch_host();
+	uint64_t rights = arch->read_rights();
+
+	arch->write_rights(arch->key_rights(rights, map->key, true));
+	return arch->key_rights(rights, map->key, false);
+}
+
+static void shut_key(uint64_t rights)
+{
+	em_arch_host()->write_rights(rights);
+}
+
 /* ---- opening and closing ---- */
 
 static int open_code_file(struct em_map *map)
@@ -231,6 +277,8 @@ int em_map_open(struct em_map *map, const struct em_map_options *o)
 	int err = 0;
 
 	*map = (struct em_map){.mode = o->mode, .small_pages = o->small_pages, .fd = -1, .traps = o->traps};
+	if (o->mode == EXECMEM_MODE_PKEY && (err = take_key(map)) < 0)
+		return err;
 	if (em_map_has_file(o->mode))
 		err = open_code_file(map);
 	else if (o->mode == EXECMEM_MODE_PROCMEM && (err = em_sys_self_mem(&map->fd)) < 0)
@@ -240,7 +288,7 @@ int em_map_open(struct em_map *map, const struct em_map_options *o)
 	err = reserve_window(map, o);
 	if (err < 0)
 		goto undo_fd;
-	if (o->mode == EXECMEM_MODE_ALIAS) {
+	if (o->mode == EXECMEM_MODE_ALIAS || o->mode == EXECMEM_MODE_PKEY) {
 		err = reserve_anywhere(pack_offset(map->packs), &alias);
 		if (err < 0) {
 			err = em_error_system(err, "reserve address space for the writable alias");
@@ -310,7 +358,8 @@ static int view_alias(struct em_map *map, uint32_t pack)
 	if (!map->alias)
 		return 0;
 	at = map->alias + pack_offset(pack);
-	err = em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ | EM_WRITE, map->fd, pack_offset(pack));
+	err = map->key ? em_sys_key_view(at, EXECMEM_PACK_SIZE, map->key, map->fd, pack_offset(pack))
+	               : em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ | EM_WRITE, map->fd, pack_offset(pack));
 	if (err < 0)
 		return em_error_system(err, "map the writable alias of a pack");
 	(void)em_sys_hide_from_children(at, EXECMEM_PACK_SIZE); /* a precaution: a child that has it cannot open a door either */
@@ -390,6 +439,11 @@ int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint
 	return in_file(map, kind) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
 }
 
+static bool collapse_view(uint8_t *at)
+{
+	return em_sys_collapse(at, EXECMEM_PACK_SIZE) == 0;
+}
+
 /* Collapses a pack's file range, which holds at least a page, through a view of all of it that cannot be executed: the alias; or, while
  * nothing of the pack is mapped, its own addresses; or a scratch view for the moment. */
 static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
@@ -399,18 +453,27 @@ static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
 	bool collapsed;
 
 	if (map->alias)
-		return em_sys_collapse(map->alias + pack_offset(pack), EXECMEM_PACK_SIZE) == 0;
+		return collapse_view(map->alias + pack_offset(pack));
 	if (!fresh) {
 		if (em_sys_reserve(NULL, 2 * EXECMEM_PACK_SIZE, &scratch) < 0)
 			return false;
 		at = (uint8_t *)em_round_up((uintptr_t)scratch, EXECMEM_PACK_SIZE);
 	}
 	/* At its own addresses the view that can be executed will replace it. */
-	collapsed =
-		em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) == 0 && em_sys_collapse(at, EXECMEM_PACK_SIZE) == 0;
+	collapsed = em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) == 0 && collapse_view(at);
 	if (scratch)
 		(void)em_sys_release(scratch, 2 * EXECMEM_PACK_SIZE);
 	return collapsed;
+}
+
+static void blank_in_alias(uint8_t *at, const uint8_t *blank, uint64_t size)
+{
+	if (memcmp(blank, blank + 1, EM_MAP_BLANK - 1) == 0) { /* one byte over and over: setting takes half as long as copying */
+		memset(at, blank[0], size);
+		return;
+	}
+	for (uint64_t done = 0; done < size; done += EM_MAP_BLANK)
+		memcpy(at + done, blank, size - done < EM_MAP_BLANK ? size - done : EM_MAP_BLANK);
 }
 
 /* Blanks new memory of a file. Through the alias that is quicker than by a system call, but memory that is not there yet must be asked
@@ -418,15 +481,14 @@ static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
 static int blank_in_file(struct em_map *map, int kind, uint64_t offset, uint64_t size, bool is_there)
 {
 	const uint8_t *blank = blank_of(map, kind);
+	uint64_t rights;
 
 	if (!map->alias || !is_there)
 		return em_sys_write_repeated(map->fd, blank, EM_MAP_BLANK, size, offset);
-	if (memcmp(blank, blank + 1, EM_MAP_BLANK - 1) == 0) { /* one byte over and over: setting takes half as long as copying */
-		memset(map->alias + offset, blank[0], size);
-		return 0;
-	}
-	for (uint64_t done = 0; done < size; done += EM_MAP_BLANK)
-		memcpy(map->alias + offset + done, blank, size - done < EM_MAP_BLANK ? size - done : EM_MAP_BLANK);
+	rights = map->key ? open_key(map) : 0;
+	blank_in_alias(map->alias + offset, blank, size);
+	if (map->key)
+		shut_key(rights);
 	return 0;
 }
 
@@ -506,6 +568,11 @@ int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t ext
 		return 0;
 	}
 	switch (map->mode) {
+	case EXECMEM_MODE_PKEY:
+		out->memory = map->alias + offset;
+		out->keyed = true;
+		out->rights = open_key(map);
+		return 0;
 	case EXECMEM_MODE_ALIAS:
 		out->memory = map->alias + offset;
 		return 0;
@@ -542,6 +609,8 @@ int em_map_close_door(struct em_map_door *door)
 {
 	int err = 0;
 
+	if (door->keyed)
+		shut_key(door->rights);
 	if (!door->flipped_size)
 		return 0;
 	/* Without this call the pack's code is unreachable, so it is tried more than once. */

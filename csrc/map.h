@@ -2,11 +2,15 @@
  *
  *   window   | pack 0 | pack 1 | pack 2 |  reserved, no access ...  |
  *   file       0        2 MB     4 MB      one file:  pack i is at offset i * 2 MB, so neighbours share one mapping
- *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (mode alias only, at an unrelated random address, RW-)
+ *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (modes alias and pkey only, at an unrelated random address, RW-)
  *
  * Offsets are bytes from the window's start. A pack is born here with all its memory blank (traps for text, zeros otherwise) before
  * the first view that can be executed exists (data packs are private memory in every mode); in mode procmem alone the pages read as zeros for the moment between mapping and
  * blanking. Packs are made by any number of threads at once, each its own; only em_map_extend is for one at a time.
+ *
+ * In mode pkey the alias lies under a protection key, to which a thread has rights only between open_key and shut_key, in map.c: while
+ * it writes through a door, or blanks new memory. No code but ours runs in between, so no thread is made there that would inherit the
+ * rights; and a signal handler starts with the kernel's default, which is none.
  */
 #ifndef EM_MAP_H
 #define EM_MAP_H
@@ -33,7 +37,8 @@ struct em_map {
 	uint32_t backing;    /* enum execmem_backing */
 	uint32_t packs;
 	uint8_t *window;
-	uint8_t *alias;      /* NULL but in mode alias */
+	uint8_t *alias;      /* NULL but in modes alias and pkey */
+	int key;             /* protection key of the alias; 0, which is everybody's: none */
 	const uint8_t *traps;
 	uint64_t file_size;
 };
@@ -45,8 +50,11 @@ struct em_map_door {
 	uint64_t at;
 	uint64_t flipped, flipped_size; /* mode flip: what to turn back */
 	int prot;
+	bool keyed;                     /* mode pkey: this thread is to have these rights again */
+	uint64_t rights;
 };
 
+bool em_map_has_keys(void); /* this CPU and kernel have protection keys */
 /* 0 or why this mode cannot be had here: tries it on one page. *backing: of enum execmem_backing, as it came out. */
 int em_map_works(int mode, const uint8_t *traps, uint32_t *backing);
 int em_map_open(struct em_map *map, const struct em_map_options *options);
@@ -79,7 +87,7 @@ uint64_t em_map_vmas(const struct em_map *map);
 /* Whether packs of text and rodata are in a memory file, which forked processes share. */
 static inline bool em_map_has_file(int mode)
 {
-	return mode == EXECMEM_MODE_SYSCALL || mode == EXECMEM_MODE_ALIAS;
+	return mode == EXECMEM_MODE_SYSCALL || mode == EXECMEM_MODE_ALIAS || mode == EXECMEM_MODE_PKEY;
 }
 
 #endif

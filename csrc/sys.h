@@ -10,7 +10,8 @@
 
 #include <stdatomic.h>
 
-int em_sys_scripted(const char *call); /* for files of sys alone: 0, or the error with which this call is to fail */
+/* For files of sys alone: 0, or the error with which this call is to fail. */
+int em_sys_scripted(const char *call);
 
 enum { EM_READ = 1, EM_WRITE = 2, EM_EXEC = 4 }; /* protection of a view; WRITE with EXEC is a broken law */
 
@@ -42,6 +43,16 @@ int em_sys_discard_table(void *at, uint64_t size);                           /* 
 int em_sys_hide_from_children(void *at, uint64_t size);                      /* hide; no copy of this view after fork */
 int em_sys_collapse(void *at, uint64_t size);                                /* collapse; to 2 MB pages */
 int em_sys_populate(const void *at, uint64_t size);                          /* populate; page tables for reading */
+
+/* ---- protection keys (sys_keys.c) ---- */
+
+/* Does this Linux keep each thread's rights to itself? */
+bool em_sys_key_is_sound(const char *release);
+/* key; the one key of this process, kept from the first call on, to which no thread has rights. -ENOSPC: all are taken; -EOPNOTSUPP:
+ * the kernel's keys do not protect. For one thread at a time. */
+int em_sys_key_take(int *out);
+/* view, protect; RW- over a reserved range, never for an instant without its key. */
+int em_sys_key_view(void *at, uint64_t size, int key, int fd, uint64_t offset);
 
 /* ---- asking ---- */
 

@@ -55,6 +55,7 @@ enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 	X(view, ENOMEM)                                                                                                                \
 	X(unview, ENOMEM)                                                                                                              \
 	X(protect, EACCES)                                                                                                             \
+	X(key, ENOSPC)                                                                                                                 \
 	X(hide, EINVAL)                                                                                                                \
 	X(collapse, EINVAL)                                                                                                            \
 	X(populate, EFAULT)                                                                                                            \

@@ -47,12 +47,14 @@ if TYPE_CHECKING:
 BATCH = 2000  # blocks placed in one crossing; small enough for the progress bar to move
 PACK_BYTES = 2 << 20
 WINDOW_BYTES = 2 << 30  # what a domain takes when it is told nothing
-MODES = ("syscall", "alias", "procmem", "flip")
+MODES = ("syscall", "alias", "procmem", "flip", "pkey")
+MODES_WITH_VIEWS = ("alias", "pkey")  # that have writable views of code
 MODE_NOTES = {
     "syscall": "no writable view of code exists, ever",
     "alias": "a second, writable view at an unrelated address",
     "procmem": "private pages, written through /proc/self/mem",
     "flip": "a pack is never executable while it is written",
+    "pkey": "a second view that only the writing thread can reach, while it writes",
 }
 
 
@@ -317,7 +319,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether every result matched and no mapping broke a promise of the write mode."""
-        views_allowed = self.write_mode == "alias"
+        views_allowed = self.write_mode in MODES_WITH_VIEWS
         return self.calls == self.matched and not self.bad_mappings and (views_allowed or not self.writable_views)
 
     def as_dict(self) -> dict[str, object]:
@@ -576,7 +578,7 @@ class Table:
         views = "no writable view of any code was ever mapped"
         if report.writable_views:
             views = f"{report.writable_views} writable views of code, never executable, as mode {report.write_mode} has"
-        lines.append(("views", views, not report.writable_views or report.write_mode == "alias"))
+        lines.append(("views", views, not report.writable_views or report.write_mode in MODES_WITH_VIEWS))
         return self._verdicts(lines)
 
     def _verdicts(self, lines: Sequence[tuple[str, str, bool]]) -> list[str]:

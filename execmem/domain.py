@@ -431,7 +431,8 @@ class Domain(DomainBase):
     window
         Bytes of address space, 2 MB to 8 GB; None for 2 GB, 256 MB with ``near``, or less where that cannot be had.
     write_mode
-        ``"syscall"``, ``"alias"``, ``"procmem"`` or ``"flip"``; None for the first that works here.
+        ``"pkey"``, ``"syscall"``, ``"procmem"``, ``"flip"``, or None for the first of these that works here; or
+        ``"alias"``.
     small_pages
         Never ask for 2 MB pages.
 

@@ -95,7 +95,7 @@ class ExecDeniedError(ExecmemError, PermissionError):
 
 
 class BusyError(ExecmemError):
-    """Something alive stands in the way: blocks, children, views, callables, or threads that did not stop."""
+    """Something stands in the way: blocks, children, views, callables, threads that did not stop, keys all taken."""
 
     nearest_errno = errno.EBUSY
 

@@ -59,6 +59,7 @@ MODES: Final[dict[str | None, int]] = {
     "alias": lib.EXECMEM_MODE_ALIAS,
     "procmem": lib.EXECMEM_MODE_PROCMEM,
     "flip": lib.EXECMEM_MODE_FLIP,
+    "pkey": lib.EXECMEM_MODE_PKEY,
 }
 MODE_NAMES: Final[dict[int, str]] = {number: name or "auto" for name, number in MODES.items()}
 SUFFIXES: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}

@@ -20,12 +20,30 @@ from execmem._core import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODES = ("syscall", "alias", "procmem", "flip")
 ADD7 = bytes.fromhex("488d4707c3")  # lea rax, [rdi + 7]; ret
 TRAP = 0xCC
 PACK = 2 << 20
 LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (.{4}) ([0-9a-f]+) \S+ (\d+) +/memfd:execmem \(deleted\)$", re.MULTILINE)
 WRITABLE_CODE = re.compile(rb"^\S+ .wx.*$", re.MULTILINE)
+
+
+def find_modes() -> tuple[tuple[str, ...], str]:
+    """Return the write modes that tests go through; and why pkey, which needs a CPU that has it, is not one of them."""
+    every = ("syscall", "alias", "procmem", "flip")
+    try:
+        execmem.probe("pkey")
+    except execmem.UnsupportedError as error:
+        return every, f"not pkey (`make test-pkey` emulates a CPU that has it): {error}"
+    return (*every, "pkey"), ""
+
+
+MODES, LEFT_OUT = find_modes()
+
+
+def pytest_report_header() -> str:
+    """Tell which write modes are tested on this host, and which not."""
+    return f"write modes: {', '.join(MODES)}; {LEFT_OUT}".rstrip("; ")
+
 
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the bytes are x86-64 machine code")
 

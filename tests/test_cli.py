@@ -139,7 +139,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
 def test_doctor_tells_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = examine(capsys)
     assert code == 0
-    for mode in ("syscall", "alias", "procmem", "flip"):
+    for mode in ("syscall", "alias", "procmem", "flip", "pkey"):
         finding = findings[f"mode {mode}"]
         one = execmem.probe()[mode]
         assert finding["good"] is one.works
@@ -165,7 +165,7 @@ def test_doctor_prints_a_line_for_each_finding(
         "execmem",
         "system",
         "mode syscall",
-        "mode flip",
+        "mode pkey",
         "default",
         "2 MB pages",
         "sync",

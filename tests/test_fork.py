@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +38,7 @@ def wait(*processes):
 """
 
 x86_64 = pytest.mark.skipif("__import__('platform').machine() != 'x86_64'", reason="the code is for x86-64")
-SHARED = ["syscall", "alias"]  # modes whose packs both processes see
-MODES = [*SHARED, "procmem", "flip"]
+SHARED = [mode for mode in MODES if mode not in {"procmem", "flip"}]  # modes whose packs both processes see
 
 
 @x86_64

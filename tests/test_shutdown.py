@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ def test_live_blocks_and_callables_at_the_end(run_child: Callable[..., str]) -> 
 
 
 @x86_64
-@pytest.mark.parametrize("mode", ["syscall", "alias", "procmem", "flip"])
+@pytest.mark.parametrize("mode", MODES)
 def test_daemon_threads_inside_the_library_at_the_end(run_child: Callable[..., str], mode: str) -> None:
     told = run_child(
         f"""

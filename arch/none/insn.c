@@ -17,6 +17,10 @@ static bool is_trap(const void *bytes, size_t len)
 	return len == 0 || (b[0] == 0 && memcmp(b, b + 1, len - 1) == 0);
 }
 
+/* ---- protection keys ---- */
+
+/* Nothing is known of this CPU's rights, so the table has none. */
+
 /* ---- the table ---- */
 
 const struct em_arch em_arch_none = {

@@ -13,3 +13,7 @@ void em_none_flush(void *exec, size_t len)
 /* ---- past the caches ---- */
 
 /* Nothing is known of this CPU's stores, so the table has none. */
+
+/* ---- protection keys ---- */
+
+/* None are known, so the table has none. */

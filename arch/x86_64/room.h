@@ -8,5 +8,8 @@ enum { EM_X86_64_INT3 = 0xCC }; /* one byte, so a jump to any offset traps (Inte
 
 void em_x86_64_fill_traps_past(void *dst, size_t len);
 void em_x86_64_drain(void);
+bool em_x86_64_has_keys(void);
+uint64_t em_x86_64_read_rights(void);
+void em_x86_64_write_rights(uint64_t rights);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "execmem.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,20 @@ static inline int test_amount(int argc, char **argv, int full, int little)
 	if (argc > 1)
 		return atoi(argv[1]);
 	return getenv("EXECMEM_TEST_SHORT") ? little : full;
+}
+
+/* Whether a loop over the write modes takes this one: EXECMEM_TEST_MODES ("alias,pkey") says so, else all that there are. Only pkey may be
+ * left out, on a CPU without protection keys, and that is told. */
+static inline bool test_takes_mode(int mode)
+{
+	const char *chosen = getenv("EXECMEM_TEST_MODES");
+
+	if (chosen)
+		return strstr(chosen, execmem_mode_name(mode)) != NULL;
+	if (mode != EXECMEM_MODE_PKEY || execmem_probe(mode) != EXECMEM_EUNSUPPORTED)
+		return true;
+	printf("left out: mode pkey: %s\n", execmem_error_text());
+	return false;
 }
 
 static inline uint64_t test_random(uint64_t *state) /* xorshift64*, Marsaglia and Vigna */

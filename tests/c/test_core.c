@@ -481,6 +481,8 @@ int main(int argc, char **argv)
 	tree();
 	near();
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
+		if (!test_takes_mode(mode))
+			continue;
 		overlap(mode);
 		spans(mode);
 		random_work(mode, operations);

@@ -9,8 +9,8 @@
 #include <dirent.h>
 #include <unistd.h>
 
-static const char *const calls[] = {"memfd", "resize",   "discard", "write",    "reserve", "view",   "unview", "protect",
-                                    "hide",  "collapse", "scan",    "populate", "maps",    "random", "sync",   "stop"};
+static const char *const calls[] = {"memfd",    "resize", "discard",  "write", "reserve", "view", "unview", "protect", "hide",
+                                    "collapse", "scan",   "populate", "maps",  "random",  "sync", "stop",   "key"};
 static uint8_t bytes[6 << 20];
 
 static int count_files(void)
@@ -180,7 +180,7 @@ int main(int argc, char **argv)
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
 		int files, mappings;
 
-		if (stride >= 1000 && mode != EXECMEM_MODE_SYSCALL)
+		if ((stride >= 1000 && mode != EXECMEM_MODE_SYSCALL && !getenv("EXECMEM_TEST_MODES")) || !test_takes_mode(mode))
 			continue;
 		scenario(mode); /* libc's own first uses: buffers, handlers */
 		files = count_files();

@@ -95,6 +95,8 @@ static void *run_all(void *unused)
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
 		int all = operations;
 
+		if (!test_takes_mode(mode))
+			continue;
 		longer = mode == EXECMEM_MODE_FLIP;
 		operations = longer ? operations / 60 + 1 : operations;
 		run_mode(mode);

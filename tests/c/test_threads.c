@@ -12,6 +12,7 @@ static execmem_domain *domain;
 static _Atomic uintptr_t board[THREADS * SLOTS]; /* blocks that anybody may take and free */
 static atomic_int stop;
 static int rounds;
+static int usual; /* the write mode where one will do */
 
 static size_t draw_size(uint64_t *random)
 {
@@ -139,7 +140,7 @@ static void *fill_and_free(void *arg)
 
 static void one_takes_over_what_another_left(void)
 {
-	execmem_options options = {.name = "heirs", .write_mode = EXECMEM_MODE_ALIAS};
+	execmem_options options = {.name = "heirs", .write_mode = usual};
 	execmem_stats before, after;
 	pthread_t thread;
 	void *out;
@@ -175,7 +176,7 @@ static void place_elsewhere(uintptr_t size)
 
 static void a_full_window_is_shared(void)
 {
-	execmem_options options = {.name = "narrow", .write_mode = EXECMEM_MODE_ALIAS, .window = 2 << 20};
+	execmem_options options = {.name = "narrow", .write_mode = usual, .window = 2 << 20};
 	void *out[4000];
 	int placed = 0;
 
@@ -213,7 +214,7 @@ static void *place_aligned(void *arg)
 
 static void what_waits_is_counted(void)
 {
-	execmem_options options = {.name = "aligned", .write_mode = EXECMEM_MODE_ALIAS};
+	execmem_options options = {.name = "aligned", .write_mode = usual};
 	pthread_t thread;
 
 	snprintf(test_context, sizeof test_context, "aligned blocks");
@@ -243,7 +244,7 @@ static void *ask_until_closed(void *arg)
 /* Whoever asks while it closes leaves no lock behind. */
 static void closed_while_asked(void)
 {
-	execmem_options options = {.name = "asked", .write_mode = EXECMEM_MODE_ALIAS};
+	execmem_options options = {.name = "asked", .write_mode = usual};
 	pthread_t thread[3];
 	void *out;
 
@@ -290,18 +291,23 @@ static void close_under_way(int mode)
 
 int main(int argc, char **argv)
 {
+	static const int modes[] = {EXECMEM_MODE_ALIAS, EXECMEM_MODE_SYSCALL, EXECMEM_MODE_PKEY};
+
 	rounds = test_amount(argc, argv, 6000, 150);
 	for (size_t i = 0; i < sizeof bytes; i++)
 		bytes[i] = (unsigned char)(i * 7 + i / 256);
-	run(EXECMEM_MODE_ALIAS, 2);
-	run(EXECMEM_MODE_ALIAS, THREADS);
-	run(EXECMEM_MODE_SYSCALL, THREADS);
+	for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+		if (!test_takes_mode(modes[i]))
+			continue;
+		if (!usual)
+			run(usual = modes[i], 2);
+		run(modes[i], THREADS);
+		close_under_way(modes[i]);
+	}
 	one_takes_over_what_another_left();
 	a_full_window_is_shared();
 	what_waits_is_counted();
 	closed_while_asked();
-	close_under_way(EXECMEM_MODE_ALIAS);
-	close_under_way(EXECMEM_MODE_SYSCALL);
 	puts("ok");
 	return 0;
 }
