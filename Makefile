@@ -4,12 +4,14 @@
 #   make test       C tests and Python tests          make test-c   C tests only, asserts on
 #   make asan       both under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make valgrind   C tests, short, under memcheck    make lint     every formatter and checker
+#   make test-pkey  C tests, short, in write mode pkey on an emulated CPU that has protection keys (QEMU, a Debian kernel)
 #   make bench      pytest-benchmark over the peers    make format   lay the source out as lint wants it
 #   make bench-run  the comparison, 15 minutes: benchmarks/results/        make bench-goals  which goals hold
 #   make bench-table  the tables of README.md and docs/ from results/         make bench-check  no ratio 15 % worse
 #   make clean
 #
-# VENV=dir takes another virtual environment; TESTS='tests/test_x.py -k y' narrows what test and asan run.
+# VENV=dir takes another virtual environment; TESTS='tests/test_x.py -k y' narrows what test and asan run, EMULATED=test_pkey what
+# test-pkey runs.
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -20,7 +22,7 @@ BUILD := build
 CORE := $(sort $(wildcard csrc/*.c arch/*.c arch/*/*.c csrc/*.S arch/*/*.S))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 C_SHARED := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
+C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] tests/emulate/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
 INPUTS := $(CORE) $(wildcard csrc/*.h arch/*.h arch/*/*.h) csrc/cffi_build.py setup.py pyproject.toml
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Icsrc -Iarch
@@ -28,10 +30,12 @@ CFLAGS_ALL := -std=c11 -pthread -g -Wall -Wextra -Wundef -Wshadow -Werror -MMD -
 CFLAGS_debug := -O1 -DEM_DEBUG=1 -fno-omit-frame-pointer
 CFLAGS_asan := $(CFLAGS_debug) -fsanitize=address,undefined -fno-sanitize-recover=all
 LDFLAGS_asan := -fsanitize=address,undefined
+CFLAGS_static := $(CFLAGS_debug)
+LDFLAGS_static := -static
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: build test test-c asan asan-c asan-python valgrind bench bench-run bench-table bench-goals bench-check lint format clean
+.PHONY: build test test-c test-pkey asan asan-c asan-python valgrind bench bench-run bench-table bench-goals bench-check lint format clean
 
 # ---- the package ----
 
@@ -92,6 +96,7 @@ $$(programs_$(1)): $$(BUILD)/c/$(1)/%: $$(BUILD)/c/$(1)/tests/c/%.c.o $$(objects
 endef
 $(eval $(call flavour,debug))
 $(eval $(call flavour,asan))
+$(eval $(call flavour,static))
 .SECONDARY:
 
 # $(call run_each,programs,prefix): runs all of them, tells the failed ones, fails if there was one.
@@ -104,6 +109,19 @@ endef
 
 test-c: $(programs_debug)
 	$(call run_each,$^,)
+
+# ---- C tests on an emulated CPU: tests/emulate/emulate.py says how ----
+
+EMULATED_INIT := $(BUILD)/c/static/init
+
+$(EMULATED_INIT): tests/emulate/init.c Makefile
+	@mkdir -p $(@D)
+	@$(CC) $(CPPFLAGS_ALL) $(filter-out -MMD -MP,$(CFLAGS_ALL)) $(CFLAGS_static) $(LDFLAGS_static) $< -o $@
+
+EMULATED ?= $(notdir $(programs_static))
+
+test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
+	python3 tests/emulate/emulate.py --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $^
 
 asan-c: $(programs_asan)
 	$(call run_each,$^,EXECMEM_TEST_SHORT=1 ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1)
