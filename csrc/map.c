@@ -439,9 +439,12 @@ int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint
 	return in_file(map, kind) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
 }
 
-static bool collapse_view(uint8_t *at)
+/* Linux 6.1 makes the 2 MB page but answers EINVAL when the view had no page in the page tables; the memory would then be blanked as if it
+ * were not there. So its first page, which the file has, is put into them. */
+static bool collapse_view(const volatile uint8_t *at)
 {
-	return em_sys_collapse(at, EXECMEM_PACK_SIZE) == 0;
+	(void)*at;
+	return em_sys_collapse((void *)(uintptr_t)at, EXECMEM_PACK_SIZE) == 0;
 }
 
 /* Collapses a pack's file range, which holds at least a page, through a view of all of it that cannot be executed: the alias; or, while
@@ -452,8 +455,14 @@ static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
 	void *scratch = NULL;
 	bool collapsed;
 
-	if (map->alias)
-		return collapse_view(map->alias + pack_offset(pack));
+	if (map->alias) {
+		uint64_t rights = map->key ? open_key(map) : 0;
+
+		collapsed = collapse_view(map->alias + pack_offset(pack));
+		if (map->key)
+			shut_key(rights);
+		return collapsed;
+	}
 	if (!fresh) {
 		if (em_sys_reserve(NULL, 2 * EXECMEM_PACK_SIZE, &scratch) < 0)
 			return false;
