@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "hardening.md"
-MODES: Final = ("syscall", "alias", "procmem", "flip")
+MODES: Final = ("syscall", "alias", "procmem", "flip")  # a host that has protection keys has pkey where it has alias
 ADD7: Final = bytes.fromhex("488d4707c3")  # lea rax, [rdi + 7]; ret
 PATIENCE: Final = 60  # seconds; a host that takes longer hangs
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -468,7 +468,9 @@ def outgrow() -> dict[str, Any]:
 
 def work() -> dict[str, Any]:
     """Return what the host gives, by use and as `probe` tells."""
-    told = {"probe": execmem.probe().as_dict(), "default": use(None), "modes": {mode: use(mode) for mode in MODES}}
+    probe = execmem.probe().as_dict()
+    probe["modes"] = [one for one in probe["modes"] if one["mode"] in MODES]
+    told = {"probe": probe, "default": use(None), "modes": {mode: use(mode) for mode in MODES}}
     policies = told["probe"]["policies"]
     if policies["file_size"] is not None or policies["address_space"] is not None:
         told["outgrown"] = outgrow()

@@ -308,11 +308,12 @@ def test_a_probe_is_complete_and_plain_data() -> None:
     before = count_files()
     found = execmem.probe()
     assert count_files() == before
-    assert tuple(one.mode for one in found.modes) == MODES
+    modes = (*hosts.MODES, "pkey")
+    assert tuple(one.mode for one in found.modes) == modes
     assert found["alias"] is found.modes[1]
     assert found.default.mode in MODES
     told = json.loads(json.dumps(found.as_dict()))
-    assert [one["mode"] for one in told["modes"]] == list(MODES)
+    assert [one["mode"] for one in told["modes"]] == list(modes)
     assert set(told["policies"]) == {field.name for field in dataclasses.fields(execmem.Policies)}
     assert found.policies.open_files is None or found.policies.open_files > 0
     with pytest.raises(dataclasses.FrozenInstanceError):
