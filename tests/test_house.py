@@ -138,7 +138,7 @@ SYSTEM_HEADERS: Final = re.compile(
 )
 
 
-SYSTEM_FILES: Final = ("csrc/sys_linux.c", "csrc/sys_stop.c", "csrc/sys_fault.c", "csrc/sys_host.c")
+SYSTEM_FILES: Final = ("csrc/sys_linux.c", "csrc/sys_fault.c", "csrc/sys_host.c", "csrc/sys_keys.c", "csrc/sys_stop.c")
 
 
 def system_calls_in_their_files(tree: Tree) -> list[str]:
