@@ -59,7 +59,7 @@ static int hold_all_of(struct hold *h, size_t count, const uint64_t *addresses)
 	for (size_t i = 0; h->one && i < count; i++) {
 		uint64_t pack = pack_at(h->d, addresses[i]);
 
-		if (EM_LIKELY(pack >= h->d->map.packs || h->d->shard_of[pack] == h->one->number))
+		if (EM_LIKELY(pack >= h->d->map.packs || em_domain_shard_of(h->d, pack) == h->one->number))
 			continue; /* outside of the window it will be refused */
 		em_domain_leave(h->one);
 		h->one = NULL;
@@ -82,7 +82,7 @@ static int enter(struct hold *h, execmem_domain *domain, size_t count, const uin
 
 static struct em_shard *shard_at(const struct hold *h, uint64_t address)
 {
-	return h->one ? h->one : h->d->shards[h->d->shard_of[pack_at(h->d, address)]];
+	return h->one ? h->one : h->d->shards[em_domain_shard_of(h->d, pack_at(h->d, address))];
 }
 
 /* The live block that starts at an address. */
@@ -305,8 +305,8 @@ static int flush_stage(struct stage *st)
 	st->used = 0;
 	if (err < 0)
 		return at_index(err, st->first);
-	st->s->books->fills += st->fills;
-	st->s->books->fill_bytes += st->fill_bytes;
+	em_add(st->s->books->fills, st->fills);
+	em_add(st->s->books->fill_bytes, st->fill_bytes);
 	st->fills = st->fill_bytes = 0;
 	return 0;
 }

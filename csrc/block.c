@@ -31,7 +31,7 @@ int em_block_refuse_request(const struct em_request *r)
 
 int em_block_refuse(struct em_shard *s, int err)
 {
-	s->books->refusals++;
+	em_add(s->books->refusals, 1);
 	return err;
 }
 

@@ -137,8 +137,8 @@ EM_HOT int em_block_write(struct em_shard *s, const struct em_place *at, uint64_
 			return err;
 	}
 	at->block->state = EXECMEM_BLOCK_FILLED;
-	s->books->fills++;
-	s->books->fill_bytes += len;
+	em_add(s->books->fills, 1);
+	em_add(s->books->fill_bytes, len);
 	return 0;
 }
 
@@ -249,8 +249,8 @@ EM_HOT int em_block_alloc(struct em_shard *s, const struct em_request *r, struct
 	out->block->unused = (uint16_t)(bytes - r->size);
 	out->block->state = EXECMEM_BLOCK_RESERVED;
 	out->block->kind = (uint8_t)r->kind;
-	books->live_bytes += r->size;
-	books->allocs++;
+	em_add(books->live_bytes, r->size);
+	em_add(books->allocs, 1);
 	em_ledger_event(s->ring, books, EXECMEM_EVENT_ALLOC, out->address, (uint32_t)r->size, ms);
 	return 0;
 undo_name:
@@ -266,8 +266,8 @@ EM_HOT void em_block_uncount(struct em_shard *s, const struct em_place *at, uint
 {
 	execmem_shard *books = s->books;
 
-	books->live_bytes -= at->size;
-	books->frees++;
+	em_add(books->live_bytes, -at->size);
+	em_add(books->frees, 1);
 	em_ledger_event(s->ring, books, EXECMEM_EVENT_FREE, at->address, (uint32_t)at->size, ms);
 	if (EM_UNLIKELY(at->block->name))
 		em_block_bury_name(s, at, ms);

@@ -183,7 +183,7 @@ struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t addres
 		return NULL;
 	for (;;) {
 		uint64_t pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
-		uint32_t number = pack < EXECMEM_WINDOW_PACKS_MAX ? __atomic_load_n(&d->shard_of[pack], __ATOMIC_RELAXED) : 0;
+		uint32_t number = pack < EXECMEM_WINDOW_PACKS_MAX ? em_domain_shard_of(d, pack) : 0;
 
 		em_sys_lock(&d->gates[number].lock);
 		if (!d->open) {
@@ -192,7 +192,7 @@ struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t addres
 			return NULL;
 		}
 		pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
-		if (pack < d->map.packs && d->shard_of[pack] == number)
+		if (pack < d->map.packs && em_domain_shard_of(d, pack) == number)
 			return d->shards[number];
 		if (pack >= d->map.packs)
 			em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)address,

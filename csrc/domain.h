@@ -113,6 +113,12 @@ void em_domain_leave_all(execmem_domain *domain);
 void em_domain_lock_all(execmem_domain *domain); /* the same, open or not; the tree's lock is held */
 void em_domain_sum(const execmem_domain *domain, execmem_shard *out); /* what its shards have counted */
 
+/* Which shard a pack belongs to, for good only under that shard's lock. Whoever reads a number finds its lock made: that came before. */
+EM_HOT uint32_t em_domain_shard_of(const execmem_domain *domain, uint64_t pack)
+{
+	return __atomic_load_n(&domain->shard_of[pack], __ATOMIC_ACQUIRE);
+}
+
 EM_HOT struct em_shard *em_domain_enter(execmem_domain *domain)
 {
 	execmem_domain *d = domain ? domain : __atomic_load_n(&em_domain_default, __ATOMIC_ACQUIRE);
@@ -141,9 +147,9 @@ EM_HOT struct em_shard *em_domain_enter_at(execmem_domain *domain, uint64_t addr
 	if (EM_LIKELY(d && d->forks == em_domain_forks)) {
 		pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
 		if (EM_LIKELY(pack < d->map.packs)) {
-			number = __atomic_load_n(&d->shard_of[pack], __ATOMIC_RELAXED);
+			number = em_domain_shard_of(d, pack);
 			em_sys_lock(&d->gates[number].lock);
-			if (EM_LIKELY(d->open && d->shard_of[pack] == number && pack < d->map.packs))
+			if (EM_LIKELY(d->open && em_domain_shard_of(d, pack) == number && pack < d->map.packs))
 				return d->shards[number];
 			em_sys_unlock(&d->gates[number].lock);
 		}
@@ -176,13 +182,13 @@ EM_HOT int em_domain_charge(struct em_shard *shard, uint64_t bytes)
 	int err = EM_UNLIKELY(shard->domain->charged) ? em_domain_charge_slow(shard->domain, bytes) : 0;
 
 	if (EM_LIKELY(err == 0))
-		shard->books->used_bytes += bytes;
+		em_add(shard->books->used_bytes, bytes);
 	return err;
 }
 
 EM_HOT void em_domain_uncharge(struct em_shard *shard, uint64_t bytes)
 {
-	shard->books->used_bytes -= bytes;
+	em_add(shard->books->used_bytes, -bytes);
 	if (EM_UNLIKELY(shard->domain->charged))
 		em_domain_uncharge_slow(shard->domain, bytes);
 }

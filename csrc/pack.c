@@ -321,7 +321,7 @@ static inline void take_found(struct em_pack p, uint32_t region, unsigned cls, u
 		bin_add(p, f->start, f->first - f->start);
 	if (f->first + chunks < f->end)
 		bin_add(p, f->first + chunks, f->end - f->first - chunks);
-	p.record->used_chunks += chunks;
+	em_add(p.record->used_chunks, chunks);
 	p.record->blocks++;
 }
 
@@ -378,7 +378,7 @@ void em_pack_give_chunks(struct em_pack pack, uint32_t first, uint32_t chunks)
 	mark(m, first, chunks, false);
 	m->group[first / 64].head &= ~(1ull << first % 64);
 	bin_add(pack, start, end - start);
-	pack.record->used_chunks -= chunks;
+	em_add(pack.record->used_chunks, -chunks);
 	pack.record->blocks--;
 }
 

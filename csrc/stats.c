@@ -10,7 +10,7 @@ static uint64_t largest_free(const execmem_domain *d)
 {
 	uint64_t largest = 0;
 
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
 		if (p->kind == EXECMEM_TEXT && !p->inherited && (p->state == EXECMEM_PACK_FULL || p->state == EXECMEM_PACK_SMALL)) {
@@ -36,7 +36,7 @@ static void ask_kernel(execmem_domain *d, execmem_stats *out)
 {
 	bool untold = false;
 
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		if (d->ledger.packs[pack].kind == EXECMEM_DATA && em_map_has_file(d->map.mode)) /* in no file */
 			out->resident_bytes += em_map_present(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
 		out->held_blocks += d->ledger.packs[pack].held;
@@ -216,7 +216,7 @@ static const char *check_pack(const execmem_domain *d, const struct em_shard *s,
 
 	if (p->state == EXECMEM_PACK_ABSENT)
 		return NULL;
-	if (!(d->present[pack / 64] >> pack % 64 & 1))
+	if (!(em_peek(d->present[pack / 64]) >> pack % 64 & 1))
 		return "a pack is not in the map of those present";
 	if (p->shard != s->number)
 		return "a pack's record tells another shard";
@@ -248,8 +248,8 @@ static const char *check_shard(const execmem_domain *d, const struct em_shard *s
 
 	for (int kind = 0; !broken && kind < EXECMEM_KINDS; kind++)
 		broken = em_index_check(&s->index[kind]);
-	for (uint32_t pack = 0; !broken && pack < d->ledger.header->packs_top; pack++)
-		if (d->shard_of[pack] == s->number)
+	for (uint32_t pack = 0; !broken && pack < em_peek(d->ledger.header->packs_top); pack++)
+		if (em_domain_shard_of(d, pack) == s->number)
 			broken = check_pack(d, s, pack, &c);
 	if (broken)
 		return broken;
@@ -277,7 +277,7 @@ static const char *check_all(const execmem_domain *d)
 	if (broken)
 		return broken;
 	em_domain_sum(d, &sum);
-	for (uint32_t pack = 0; pack < h->packs_top; pack++)
+	for (uint32_t pack = 0; pack < em_peek(h->packs_top); pack++)
 		packs += d->ledger.packs[pack].state != EXECMEM_PACK_ABSENT;
 	if (sum.allocs - sum.frees != total.blocks || sum.live_bytes != total.live_bytes)
 		return "the counters do not count the live blocks";

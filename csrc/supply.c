@@ -43,6 +43,13 @@ static bool is_present(const execmem_domain *d, uint32_t pack)
 	return d->present[pack / 64] >> pack % 64 & 1;
 }
 
+static void set_present(execmem_domain *d, uint32_t pack, bool present)
+{
+	uint64_t *word = &d->present[pack / 64], bit = 1ull << pack % 64;
+
+	__atomic_store_n(word, present ? *word | bit : *word & ~bit, __ATOMIC_RELAXED); /* who checks looks without `packs` */
+}
+
 /* The i-th pack a kind looks at: text from the low end up, data from the high end down, rodata from the middle down and then below the
  * high end, so that packs of one protection lie side by side and are one mapping. */
 static uint32_t nth_choice(const execmem_domain *d, int kind, uint32_t i)
@@ -108,7 +115,7 @@ static void unclaim(execmem_domain *d, uint32_t first, uint32_t packs)
 {
 	em_sys_lock(&d->packs);
 	for (uint32_t pack = first; pack < first + packs; pack++)
-		d->present[pack / 64] &= ~(1ull << pack % 64);
+		set_present(d, pack, false);
 	em_sys_unlock(&d->packs);
 }
 
@@ -125,9 +132,9 @@ static int claim(struct em_shard *s, int kind, uint32_t packs, uint32_t *out)
 		err = em_map_extend(&d->map, *out + packs);
 	if (*out != EM_PACK_NONE && err == 0) {
 		for (uint32_t pack = *out; pack < *out + packs; pack++)
-			d->present[pack / 64] |= 1ull << pack % 64;
+			set_present(d, pack, true);
 		if (*out + packs > d->ledger.header->packs_top)
-			d->ledger.header->packs_top = *out + packs;
+			__atomic_store_n(&d->ledger.header->packs_top, *out + packs, __ATOMIC_RELAXED);
 	}
 	em_sys_unlock(&d->packs);
 	if (err < 0)
@@ -135,12 +142,12 @@ static int claim(struct em_shard *s, int kind, uint32_t packs, uint32_t *out)
 	if (*out == EM_PACK_NONE)
 		return err;
 	for (uint32_t pack = *out; pack < *out + packs; pack++) {
-		uint32_t former = d->shard_of[pack];
+		uint32_t former = em_domain_shard_of(d, pack);
 
 		if (former == s->number)
 			continue;
 		em_sys_lock(&d->gates[former].lock); /* nobody there is looking at the pack when it changes hands */
-		__atomic_store_n(&d->shard_of[pack], (uint8_t)s->number, __ATOMIC_RELAXED);
+		__atomic_store_n(&d->shard_of[pack], (uint8_t)s->number, __ATOMIC_RELEASE);
 		em_sys_unlock(&d->gates[former].lock);
 	}
 	return 0;
@@ -155,6 +162,7 @@ static void enter_pack(struct em_shard *s, uint32_t pack, int kind, uint8_t stat
 	execmem_pack *p = &d->ledger.packs[pack];
 	uint8_t generations = p->generations;
 
+	em_sys_lock(&d->packs); /* who looks for a spare reads records of others under it */
 	*p = (execmem_pack){
 		.address = em_domain_address(d, pack, 0),
 		.kind = (uint8_t)kind,
@@ -163,6 +171,7 @@ static void enter_pack(struct em_shard *s, uint32_t pack, int kind, uint8_t stat
 		.born_ms = em_domain_ms(d),
 		.generations = (uint8_t)(generations + (generations < 255)),
 	};
+	em_sys_unlock(&d->packs);
 	add_to(&h->packs_live, 1);
 	add_to(&h->packs_made, 1);
 }
@@ -213,7 +222,7 @@ static int complete_small(struct em_shard *s, uint32_t pack, int kind, uint64_t 
 	if (err < 0)
 		return err;
 	s->small[kind] = EM_PACK_NONE;
-	s->domain->ledger.packs[pack].state = EXECMEM_PACK_FULL;
+	__atomic_store_n(&s->domain->ledger.packs[pack].state, EXECMEM_PACK_FULL, __ATOMIC_RELAXED);
 	note_collapse(s, pack, huge);
 	open_chunks(s, pack, EXECMEM_PACK_CHUNKS);
 	return 0;
@@ -347,10 +356,10 @@ static uint32_t pack_to_drain(const struct em_shard *s, int kind)
 	const execmem_domain *d = s->domain;
 	uint32_t best = EM_PACK_NONE, least = EXECMEM_PACK_CHUNKS;
 
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
-		if (d->shard_of[pack] == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && !p->draining && !p->inherited &&
+		if (em_domain_shard_of(d, pack) == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && !p->draining && !p->inherited &&
 		    p->used_chunks > 0 && p->used_chunks <= least) {
 			best = pack;
 			least = p->used_chunks;
@@ -377,7 +386,7 @@ static void consider_draining(struct em_shard *s, int kind)
 		return;
 	s->drain_at[kind] = open + DRAIN_STEP;
 	spare = __atomic_load_n(&s->domain->spare[kind], __ATOMIC_RELAXED);
-	if (spare != EM_PACK_NONE && s->domain->shard_of[spare] == s->number && packs[spare].used_chunks == 0)
+	if (spare != EM_PACK_NONE && em_domain_shard_of(s->domain, spare) == s->number && packs[spare].used_chunks == 0)
 		open -= packs[spare].usable_chunks;
 	pack = pack_to_drain(s, kind);
 	if (pack != EM_PACK_NONE && open > enough)
@@ -408,8 +417,8 @@ static void move_counts(struct em_shard *from, struct em_shard *to, uint32_t pac
 	uint32_t free = p->usable_chunks - p->used_chunks;
 	int kind = p->kind;
 
-	from->books->used_bytes -= used;
-	to->books->used_bytes += used;
+	em_add(from->books->used_bytes, -used);
+	em_add(to->books->used_bytes, used);
 	from->packs_of[kind]--;
 	to->packs_of[kind]++;
 	change(&from->usable_chunks[kind], -(int64_t)p->usable_chunks);
@@ -427,13 +436,17 @@ static uint32_t pack_to_spare(const struct em_shard *s, const struct want *w, bo
 	uint32_t best = EM_PACK_NONE;
 	uint32_t used = in_need ? EXECMEM_PACK_CHUNKS : EXECMEM_PACK_CHUNKS - (EXECMEM_PACK_CHUNKS >> PLENTY_SHIFT) + 1;
 
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		struct em_pack p = em_ledger_pack(&d->ledger, pack);
-		bool full = p.record->state == EXECMEM_PACK_FULL, small = p.record->state == EXECMEM_PACK_SMALL && in_need;
+		bool full, small;
 
+		if (em_domain_shard_of(d, pack) != s->number)
+			continue;
+		full = p.record->state == EXECMEM_PACK_FULL;
+		small = p.record->state == EXECMEM_PACK_SMALL && in_need;
 		/* A small one can be grown until it holds the block, perhaps. */
-		if (d->shard_of[pack] == s->number && (full || small) && !p.record->inherited && p.record->kind == w->kind &&
-		    p.record->used_chunks < used && (small || em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES)) {
+		if ((full || small) && !p.record->inherited && p.record->kind == w->kind && p.record->used_chunks < used &&
+		    (small || em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES)) {
 			best = pack;
 			used = p.record->used_chunks;
 		}
@@ -461,7 +474,7 @@ static void take_over(struct em_shard *from, struct em_shard *to, uint32_t pack)
 	em_index_update(&from->index[p.record->kind], pack, classes, none);
 	move_counts(from, to, pack);
 	p.record->shard = (uint8_t)to->number;
-	__atomic_store_n(&d->shard_of[pack], (uint8_t)to->number, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->shard_of[pack], (uint8_t)to->number, __ATOMIC_RELEASE);
 	em_index_update(&to->index[p.record->kind], pack, none, classes);
 }
 
@@ -571,11 +584,11 @@ static bool undrain_for(struct em_shard *s, const struct want *w)
 
 	if (EM_LIKELY(s->shut_chunks[w->kind] == 0))
 		return false;
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		struct em_pack p = em_ledger_pack(&d->ledger, pack);
 
-		if (d->shard_of[pack] == s->number && p.record->draining && p.record->kind == w->kind && p.record->used_chunks > most &&
-		    em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES) {
+		if (em_domain_shard_of(d, pack) == s->number && p.record->draining && p.record->kind == w->kind &&
+		    p.record->used_chunks > most && em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES) {
 			best = pack;
 			most = p.record->used_chunks;
 		}
@@ -595,7 +608,9 @@ static void return_packs(struct em_shard *s, uint32_t first, uint32_t packs)
 
 		note(s, EXECMEM_EVENT_RETURN, p->address, EXECMEM_PACK_SIZE);
 		em_ledger_forget_pack(&d->ledger, pack);
+		em_sys_lock(&d->packs); /* as in enter_pack */
 		*p = (execmem_pack){.kind = p->kind, .generations = p->generations};
+		em_sys_unlock(&d->packs);
 	}
 	add_to(&d->ledger.header->packs_live, -(int64_t)packs);
 	add_to(&d->ledger.header->packs_returned, packs);
@@ -632,8 +647,7 @@ static void on_empty(struct em_shard *s, uint32_t pack)
 		if (!keep) { /* is it empty still? Another shard's: a look without its lock will do */
 			const execmem_pack *other = &d->ledger.packs[spare];
 
-			keep = __atomic_load_n(&other->used_chunks, __ATOMIC_RELAXED) > 0 || other->kind != p->kind ||
-			       __atomic_load_n(&other->state, __ATOMIC_RELAXED) != EXECMEM_PACK_FULL;
+			keep = em_peek(other->used_chunks) > 0 || other->kind != p->kind || em_peek(other->state) != EXECMEM_PACK_FULL;
 		}
 		if (keep)
 			d->spare[p->kind] = pack;
@@ -767,10 +781,10 @@ static bool return_empties(struct em_shard *s)
 
 	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
 		(void)empty_park(s, kind);
-	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		execmem_pack *p = &d->ledger.packs[pack];
 
-		if (d->shard_of[pack] != s->number || p->inherited || (p->state != EXECMEM_PACK_SMALL && p->state != EXECMEM_PACK_FULL) ||
+		if (em_domain_shard_of(d, pack) != s->number || p->inherited || (p->state != EXECMEM_PACK_SMALL && p->state != EXECMEM_PACK_FULL) ||
 		    p->used_chunks > 0)
 			continue;
 		if (s->small[p->kind] == pack)
