@@ -360,7 +360,8 @@ int execmem_sync(void); /* every thread of the process runs a serialising instru
 int execmem_report_faults(int on);
 
 /* For tests: fail chosen system calls. "view=..F:ENOMEM collapse=F" lets two views pass, fails the third, and fails every
- * collapse from the first on when the list ends in '*' ("F*"). NULL: none. Returns how often a call was made to fail. */
+ * collapse from the first on when the list ends in '*' ("F*"). "12." is twelve that pass; "any" counts calls of all kinds. NULL: none.
+ * Returns how often a call was made to fail. */
 int execmem_test_script(const char *script);
 
 /* cdef: end */

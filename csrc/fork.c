@@ -375,7 +375,7 @@ void em_fork_release(struct em_shard *s)
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
-		if (d->shard_of[pack] != s->number || p->inherited || p->held == 0)
+		if (em_domain_shard_of(d, pack) != s->number || p->inherited || p->held == 0)
 			continue;
 		release_pack(s, pack, &sight, &refused);
 		left += p->held;

@@ -103,8 +103,10 @@ int em_ledger_open(struct em_ledger *ledger, const char *name, uint32_t packs_ma
 
 void em_ledger_close(struct em_ledger *ledger)
 {
-	if (ledger->header)
-		(void)em_sys_release(ledger->header, ledger->header->ledger_size);
+	uint64_t size = ledger->header ? ledger->header->ledger_size : 0;
+
+	if (size > 0 && em_sys_release(ledger->header, size) < 0)
+		(void)em_sys_unview(ledger->header, size); /* its memory goes, if not its addresses */
 	em_sys_close(ledger->fd);
 	*ledger = (struct em_ledger){.fd = -1};
 }

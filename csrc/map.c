@@ -471,7 +471,7 @@ static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
 	/* At its own addresses the view that can be executed will replace it. */
 	collapsed = em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) == 0 && collapse_view(at);
 	if (scratch)
-		(void)em_sys_release(scratch, 2 * EXECMEM_PACK_SIZE);
+		release_range(scratch, 2 * EXECMEM_PACK_SIZE);
 	return collapsed;
 }
 

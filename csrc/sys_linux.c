@@ -75,9 +75,9 @@ enum op {
 static const struct {
 	const char *name;
 	int error;
-} ops[OPS] = {
+} ops[OPS + 1] = {[OPS] = {"any", 0}, /* every call of every kind; the error is that of the kind */
 #define X(op_name, op_error) [OP_##op_name] = {#op_name, op_error},
-	EM_SYS_OPS(X)
+                  EM_SYS_OPS(X)
 #undef X
 };
 
@@ -85,37 +85,51 @@ static const struct {
 	const char *name;
 	int error;
 } error_names[] = {
-	{"EPERM", EPERM},   {"EACCES", EACCES}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"ENOSYS", ENOSYS}, {"EINVAL", EINVAL},
-	{"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},   {"EBUSY", EBUSY},   {"EROFS", EROFS},
+	{"EPERM", EPERM},   {"EACCES", EACCES}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"ENOSYS", ENOSYS},
+	{"EINVAL", EINVAL}, {"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},
+	{"EBUSY", EBUSY},   {"ENFILE", ENFILE}, {"EEXIST", EEXIST}, {"ENODEV", ENODEV}, {"EFAULT", EFAULT}, {"EROFS", EROFS},
 };
 
 struct plan {
-	const char *steps; /* into the script's text; '.' passes, 'F' fails, "F*" fails from there on */
+	const char *steps; /* into the script's text; '.' passes, 'F' fails, "F*" fails from there on; "12." is twelve that pass */
 	int error;
 	_Atomic uint32_t at;
 };
 
 static _Atomic(struct plan *) script; /* NULL: none */
-static struct plan plans[OPS];
+static struct plan plans[OPS + 1];
 static char script_text[512];
 static _Atomic int script_failures;
 
+/* Whether the next call is to fail. */
+static bool plan_fails(struct plan *plan)
+{
+	uint32_t at = plan->steps ? atomic_fetch_add(&plan->at, 1) : 0;
+	char *end;
+
+	for (const char *step = plan->steps; step; step++) {
+		uint32_t times = (uint32_t)strtoul(step, &end, 10);
+
+		times = end == step ? 1 : times;
+		step = end;
+		if (*step != '.' && *step != 'F')
+			break;
+		if (at < times || (step[0] == 'F' && step[1] == '*'))
+			return *step == 'F';
+		at -= times;
+	}
+	return false;
+}
+
 static int scripted_slow(struct plan *planned, enum op op)
 {
-	struct plan *plan = &planned[op];
-	uint32_t at;
+	bool one = plan_fails(&planned[op]), any = plan_fails(&planned[OPS]);
+	int error = one ? planned[op].error : planned[OPS].error;
 
-	if (!plan->steps)
+	if (!one && !any)
 		return 0;
-	at = atomic_fetch_add(&plan->at, 1);
-	for (const char *step = plan->steps; *step == '.' || *step == 'F'; step++, at--)
-		if (at == 0 || (step[0] == 'F' && step[1] == '*')) {
-			if (*step != 'F')
-				return 0;
-			atomic_fetch_add(&script_failures, 1);
-			return -plan->error;
-		}
-	return 0;
+	atomic_fetch_add(&script_failures, 1);
+	return -(error ? error : ops[op].error);
 }
 
 /* 0, or the negative errno with which this call is to fail. */
@@ -143,7 +157,7 @@ static void script_word(char *word)
 	if (!steps)
 		return;
 	*steps++ = '\0';
-	for (int op = 0; op < OPS; op++) {
+	for (int op = 0; op <= OPS; op++) {
 		if (strcmp(ops[op].name, word) != 0)
 			continue;
 		plans[op].steps = steps;
@@ -160,7 +174,7 @@ int execmem_test_script(const char *text)
 	char *rest = NULL;
 
 	atomic_store(&script, NULL);
-	for (int op = 0; op < OPS; op++) {
+	for (int op = 0; op <= OPS; op++) {
 		plans[op].steps = NULL;
 		atomic_store(&plans[op].at, 0);
 	}
