@@ -3,6 +3,7 @@
 #   make build      the C core compiled into execmem/, and the package installed from this tree into .venv
 #   make test       C tests and Python tests          make test-c   C tests only, asserts on
 #   make asan       both under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make fuzz       the core and its shadow under libFuzzer (clang)      make faults   long runs of fault injection
 #   make tsan       the programs with threads under ThreadSanitizer
 #   make valgrind   C tests, short, under memcheck    make lint     every formatter and checker
 #   make test-pkey  C tests, short, in write mode pkey on an emulated CPU that has protection keys (QEMU, a Debian kernel)
@@ -40,7 +41,7 @@ TSAN := exitcode=66:second_deadlock_stack=1
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: build test test-c test-pkey asan asan-c asan-python tsan valgrind bench bench-run bench-table bench-goals bench-check lint format clean
+.PHONY: build test test-c test-pkey asan asan-c asan-python tsan fuzz fuzz-merge faults valgrind bench bench-run bench-table bench-goals bench-check lint format clean
 
 # ---- the package ----
 
@@ -103,6 +104,29 @@ $(eval $(call flavour,debug))
 $(eval $(call flavour,asan))
 $(eval $(call flavour,static))
 $(eval $(call flavour,tsan))
+
+# libFuzzer is clang's. What it finds new goes to build/fuzz/corpus, a crash to build/fuzz; FUZZ_SECONDS=3600 is an hour.
+FUZZ_SECONDS ?= 60
+FUZZ_CORE := $(BUILD)/fuzz/fuzz_core
+
+$(FUZZ_CORE): tests/fuzz/fuzz_core.c tests/c/model.c tests/c/model.h tests/c/test.h $(INPUTS)
+	@mkdir -p $(@D)/corpus
+	clang $(CPPFLAGS_ALL) -Itests/c -std=c11 -pthread $(CFLAGS_asan) -fsanitize=fuzzer \
+		$(filter %.c,$(filter-out csrc/cffi_build.py,$^)) -o $@
+
+fuzz: $(FUZZ_CORE)
+	$< -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=60 -rss_limit_mb=4096 -artifact_prefix=$(BUILD)/fuzz/ \
+		$(BUILD)/fuzz/corpus tests/fuzz/corpus
+
+# What the corpus of the tree and the one found since then cover, in as few inputs as that takes.
+fuzz-merge: $(FUZZ_CORE)
+	rm -rf $(BUILD)/fuzz/merged && mkdir -p $(BUILD)/fuzz/merged
+	$< -set_cover_merge=1 -max_len=2048 -timeout=60 -rss_limit_mb=4096 $(BUILD)/fuzz/merged $(BUILD)/fuzz/corpus tests/fuzz/corpus
+
+# Ten million operations under fault injection, some ten minutes; then each refusal at each place, and pairs of them.
+faults: $(programs_debug)
+	$(BUILD)/c/debug/test_model 10000000 1000
+	$(BUILD)/c/debug/test_fault_pairs 1
 .SECONDARY:
 
 # $(call run_each,programs,prefix): runs all of them, tells the failed ones, fails if there was one.

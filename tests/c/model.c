@@ -787,6 +787,19 @@ long model_run(const struct model_options *options)
 	return done;
 }
 
+void model_replay(const uint8_t *bytes, size_t len)
+{
+	struct model_options o = {.bytes = bytes + 1, .len = len - 1, .faults = MODEL_FAULTS_DRAWN, .check_every = 8};
+
+	if (len < 2)
+		return;
+	o.mode = bytes[0] % 8 < EXECMEM_MODES ? bytes[0] % 8 : 0;
+	if (bytes[0] & 8)
+		o.faults = MODEL_FAULTS_NONE;
+	o.small = bytes[0] & 16;
+	model_run(&o);
+}
+
 /* ---- the census ---- */
 
 struct model_census model_census(void)

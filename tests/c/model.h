@@ -31,6 +31,8 @@ struct model_options {
 
 /* Runs, then frees and closes everything; gives how many operations were done. A failed expectation ends the program. */
 long model_run(const struct model_options *options);
+/* A fuzzer's bytes: the first chooses the write mode and whether calls fail, the rest are operations with their arguments. */
+void model_replay(const uint8_t *bytes, size_t len);
 long model_failures(void); /* system calls made to fail, ever */
 
 struct model_census { /* of this process */

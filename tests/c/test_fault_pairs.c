@@ -103,7 +103,7 @@ static void walk_random_pairs(int calls, int count)
 
 int main(int argc, char **argv)
 {
-	int stride = test_amount(argc, argv, 23, 1000);
+	int stride = test_amount(argc, argv, 47, 1000);
 	uint64_t resident;
 
 	seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
