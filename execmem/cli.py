@@ -1,6 +1,7 @@
 """cli: what people run. One table names every command; a new one is a line in it.
 
     execmem demo      real machine code in 2 MB packs, every result checked
+    execmem soak      minutes of threads, forks and refused system calls, every result and law checked
     execmem doctor    what works on this machine, and why what does not does not
 
 A command is two functions: one declares its options, one runs it and returns the exit code.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import execmem
-from execmem import demo
+from execmem import demo, soak
 from execmem.draw import Paint, tell_bytes, text_width
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ class Command:
 
 COMMANDS = (
     Command("demo", "place, call and free 100,000 functions of real machine code", demo.add_arguments, demo.run),
+    Command("soak", "work for minutes with threads, forks and refused system calls, and see that all holds", soak.add_arguments, soak.run),
     Command("doctor", "tell what works on this machine, and why what does not", doctor_arguments, doctor),
 )
 

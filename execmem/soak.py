@@ -1,0 +1,566 @@
+"""soak: the library under load for minutes: threads, forks, every write mode, system calls that are made to fail.
+
+    threads       place, fill, call, hand on and free blocks in a domain for each write mode that works here
+    main thread   sets and clears failures, forks children that do the same, checks laws, reads memory, draws a line
+
+Every block is a function that adds a number of its own, so a wrong byte is a wrong result. What fails because it was made
+to fail is counted; what fails otherwise, a wrong result or a broken law, makes the soak fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+import execmem
+from execmem._core import ffi, lib
+from execmem.demo import MODES, read_maps, to_count
+from execmem.draw import Paint, columns, tell_bytes, text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from execmem import Block, Blocks, Domain, Function
+
+# Each is made to fail now and then; not "unview", for what cannot be unmapped would stay and hide a leak.
+CALLS: Final = ("memfd", "resize", "discard", "write", "reserve", "view", "protect", "collapse", "populate", "maps", "stop")
+HELD: Final = 400  # blocks a thread keeps at most
+STEP: Final = 0.05  # seconds between two looks of the main thread
+CHECKS: Final = 5  # looks between two checks of all laws
+FORKS: Final = 7  # and between two forks
+CHILD_SECONDS: Final = 60  # after which a child is taken to hang
+REFUSALS: Final = (
+    execmem.OutOfMemoryError,
+    execmem.OutOfWindowError,
+    execmem.ExecDeniedError,
+    execmem.BusyError,
+    execmem.SystemCallError,
+    execmem.UnsupportedError,
+)
+RESIDENT_SLACK: Final = 64 << 20  # bytes that Python and numpy may keep beyond the start
+
+
+def adder(number: int) -> bytes:
+    """Return machine code of ``long f(long x) { return x + number; }``, number below 2**31.
+
+    >>> adder(7).hex()
+    '488d8707000000c3'
+    """
+    return b"\x48\x8d\x87" + number.to_bytes(4, "little") + b"\xc3"
+
+
+@dataclass
+class Report:
+    """What a soak came to."""
+
+    seconds: float = 0.0
+    threads: int = 0
+    seed: int = 0
+    modes: list[str] = field(default_factory=list)
+    operations: int = 0
+    calls: int = 0
+    faults: int = 0  # system calls made to fail
+    refusals: int = 0  # operations that were refused for it
+    forks: int = 0  # children that did their work and ended well
+    checks: int = 0  # domains whose every law was checked
+    resident: list[int] = field(default_factory=list)  # bytes at start, peak, end
+    packs: list[int] = field(default_factory=list)  # likewise, in the soak's domains
+    mappings: list[int] = field(default_factory=list)  # of memory files of execmem, at start and end
+    files: list[int] = field(default_factory=list)  # likewise, file descriptors
+    kept: int = 0  # blocks of batches that a failure left out of use until their domain closed
+    interrupted: bool = False
+    wrong: list[str] = field(default_factory=list)  # what must not be
+
+    @property
+    def ok(self) -> bool:
+        """Whether all held."""
+        return not self.wrong
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process, or 0 where /proc cannot be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def count_mappings() -> int:
+    """Count the mappings of execmem's memory files."""
+    return sum("/memfd:execmem" in line for line in read_maps() or ())
+
+
+def count_files() -> int:
+    """Count open file descriptors, or 0 where /proc cannot be read."""
+    try:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the folder itself is one of them, each time
+    except OSError:
+        return 0
+
+
+def set_failures(script: str | None) -> int:
+    """Make chosen system calls fail from now on, None: none; return how many were made to fail before."""
+    failed: int = lib.execmem_test_script(ffi.NULL if script is None else script.encode())
+    return failed
+
+
+# ---- one thread's work ----
+
+
+class Worker(threading.Thread):
+    """Places, fills, calls, hands on and frees blocks until it is told to stop."""
+
+    def __init__(self, soak: Soak, number: int) -> None:
+        """Prepare; nothing is done before ``start``."""
+        super().__init__(name=f"soak-{number}", daemon=True)
+        self.soak = soak
+        self.random = random.Random(soak.report.seed * 1000 + number)  # noqa: S311 - it must be repeatable
+        self.mine: list[tuple[Block, int]] = []
+        self.batches: list[Blocks] = []
+        self.operations = self.calls = self.refusals = 0
+
+    def run(self) -> None:
+        """Work; an error that nobody made is told, and ends all."""
+        steps: Sequence[Callable[[], None]] = (
+            *(self.place,) * 6,
+            *(self.free,) * 5,
+            *(self.fill, self.call, self.look, self.take_and_free) * 2,
+            *(self.hand_on, self.batch, self.free_batch),
+        )
+        try:
+            while not self.soak.stopped.is_set():
+                try:
+                    self.random.choice(steps)()
+                except REFUSALS:
+                    self.refusals += 1
+                self.operations += 1
+        except BaseException:  # noqa: BLE001 - told in the report, with its traceback
+            self.soak.fail(f"thread {self.name}: {traceback.format_exc(limit=-3)}")
+
+    def expect(self, block: Block, number: int) -> None:
+        """See that a block holds the code it was given."""
+        code = adder(number)
+        if bytes(block)[: len(code)] != code:
+            self.soak.fail(f"{block!r} does not hold the code that adds {number}")
+
+    def place(self) -> None:
+        """Place a function; some are long, a few longer than the free runs of any pack but a new one."""
+        if len(self.mine) >= HELD:
+            self.free()
+            return
+        number = self.random.randrange(1 << 30)
+        size = self.random.choice((8, 60, 200, 900, 4000, 4000, 300_000 if self.random.random() < 0.05 else 64))
+        code = adder(number).ljust(size, b"\xcc")
+        domain = self.random.choice(self.soak.domains)
+        self.mine.append((domain.place(code, name=f"adds {number}" if number % 4 == 0 else None), number))
+
+    def pick(self) -> tuple[int, Block, int] | None:
+        """Choose a block of this thread's own."""
+        if not self.mine:
+            return None
+        place = self.random.randrange(len(self.mine))
+        return (place, *self.mine[place])
+
+    def free(self) -> None:
+        """Free a block; one whose free is refused is kept."""
+        if chosen := self.pick():
+            place, block, number = chosen
+            self.expect(block, number)
+            block.free()
+            self.mine[place] = self.mine[-1]
+            self.mine.pop()
+
+    def fill(self) -> None:
+        """Make another function of a block. When that is refused it holds the old one, or traps."""
+        if chosen := self.pick():
+            place, block, _ = chosen
+            number = self.random.randrange(1 << 30)
+            try:
+                block.fill(adder(number))
+            except REFUSALS:
+                if bytes(block)[:8] != adder(self.mine[place][1]):
+                    self.mine.pop(place)
+                    self.soak.board.append((block, -1))
+                raise
+            self.mine[place] = (block, number)
+
+    def call(self) -> None:
+        """Call a block as a function."""
+        chosen = self.pick()
+        if chosen and self.soak.callable:
+            x = self.random.randrange(1 << 30)
+            function = chosen[1].function("i64(i64)")
+            result = function(x)
+            if result != x + chosen[2]:
+                self.soak.fail(f"{chosen[1]!r} gave {result}, not {x + chosen[2]}")
+            self.calls += 1
+
+    def look(self) -> None:
+        """Ask what lies at a block's address."""
+        if (chosen := self.pick()) and execmem.find(chosen[1].address).address != chosen[1].address:
+            self.soak.fail(f"{chosen[1]!r} is not found at its address")
+
+    def hand_on(self) -> None:
+        """Leave a block for whoever comes."""
+        if self.mine:
+            self.soak.board.append(self.mine.pop())
+
+    def take_and_free(self) -> None:
+        """Free what another thread left."""
+        try:
+            block, number = self.soak.board.popleft()
+        except IndexError:
+            return
+        if number >= 0:
+            self.expect(block, number)
+        try:
+            block.free()
+        except REFUSALS:
+            self.soak.board.append((block, -1))  # it may hold traps by now
+            raise
+
+    def batch(self) -> None:
+        """Place many at once."""
+        first = self.random.randrange(1 << 29)
+        codes = [adder(first + i).ljust(self.random.choice((8, 100, 700)), b"\xcc") for i in range(40)]
+        self.batches.append(self.random.choice(self.soak.domains).place_many(codes))
+        for i, address in enumerate(self.batches[-1].addresses):
+            if ffi.buffer(ffi.cast("char *", int(address)), 8)[:] != adder(first + i):
+                self.soak.fail(f"element {i} of a batch does not add {first + i}")
+        if len(self.batches) > 4:  # noqa: PLR2004 - as many as there is no reason for more
+            self.free_batch()
+
+    def free_batch(self) -> None:
+        """Free a batch; what is refused is tried again."""
+        if self.batches:
+            self.batches[0].free()
+            self.batches.pop(0)
+
+    def end(self) -> None:
+        """Free all that is left, when nothing fails any more."""
+        for block, number in self.mine:
+            self.expect(block, number)
+            retry(block.free)
+        for batch in self.batches:
+            retry(batch.free)
+        self.mine.clear()
+        self.batches.clear()
+
+
+def retry(action: Callable[[], None]) -> None:
+    """Do it; mode flip may find a thread busy a few times."""
+    for attempt in range(20):
+        try:
+            action()
+        except execmem.BlockBusyError:
+            raise
+        except execmem.BusyError:
+            if attempt == 19:  # noqa: PLR2004 - the last of twenty
+                raise
+        else:
+            return
+
+
+# ---- all of it ----
+
+
+class Soak:
+    """A soak: domains, threads, and the main thread's looks."""
+
+    def __init__(self, options: argparse.Namespace, show: Callable[[Report, float, bool], None]) -> None:
+        """Prepare; nothing is opened before ``run``."""
+        self.seconds: float = options.minutes * 60
+        self.show = show
+        self.report = Report(threads=options.threads, seed=options.seed)
+        self.random = random.Random(options.seed)  # noqa: S311 - it must be repeatable
+        self.callable = platform.machine() == "x86_64"
+        self.stopped = threading.Event()
+        self.board: deque[tuple[Block, int]] = deque()
+        self.domains: list[Domain] = []
+        self.anchors: list[tuple[Block, Function | None, int]] = []
+        self.workers: list[Worker] = []
+
+    def fail(self, text: str) -> None:
+        """Keep what went wrong; the soak ends."""
+        self.report.wrong.append(text)
+        self.stopped.set()
+
+    def run(self) -> Report:
+        """Soak for the time asked for, or until Ctrl-C."""
+        report = self.report
+        for mode in MODES:  # once through each, so that what is made only once is there before memory is read
+            with contextlib.suppress(execmem.ExecmemError), execmem.Domain("soak", write_mode=mode) as domain:
+                domain.place(adder(1)).free()
+                report.modes.append(mode)
+        gc.collect()
+        report.resident = [resident_bytes()] * 3
+        report.mappings = [count_mappings()]
+        report.files = [count_files()]
+        began = time.monotonic()
+        try:
+            self._open()
+            self._watch(began)
+        except KeyboardInterrupt:
+            report.interrupted = True
+        set_aside = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is short, and must be whole
+        try:
+            self._close()
+        finally:
+            signal.signal(signal.SIGINT, set_aside)
+        report.seconds = time.monotonic() - began
+        self.show(report, 1.0, True)  # noqa: FBT003 - the last line
+        return report
+
+    def _open(self) -> None:
+        for mode in self.report.modes:
+            domain = execmem.Domain(f"soak {mode}", write_mode=mode, limit="256M", window="512M")
+            self.domains.append(domain)
+            for i in range(3):
+                number = 1000 * len(self.domains) + i
+                block = domain.place(adder(number), name="anchor")
+                self.anchors.append((block, block.function("i64(i64)") if self.callable else None, number))
+        self.report.packs = [sum(domain.stats().packs for domain in self.domains)] * 3
+        self.workers = [Worker(self, number) for number in range(self.report.threads)]
+        for worker in self.workers:
+            worker.start()
+
+    def _watch(self, began: float) -> None:
+        """Look every few milliseconds: failures, forks, laws, memory, the line."""
+        look = 0
+        while not self.stopped.is_set():
+            gone = time.monotonic() - began
+            if gone >= self.seconds:
+                break
+            look += 1
+            self.report.faults += set_failures(self._draw_script() if look % 2 else None)
+            if look % FORKS == 0:
+                self._fork()
+            if look % CHECKS == 0:
+                self._check()
+            self._count()
+            self.show(self.report, gone / self.seconds, False)  # noqa: FBT003 - not the last line
+            self.stopped.wait(STEP)
+
+    def _draw_script(self) -> str:
+        call = self.random.choice(CALLS)
+        steps = "".join(f"{self.random.randrange(20)}.F" for _ in range(12))
+        return f"{call}={steps}"
+
+    def _count(self) -> None:
+        report = self.report
+        report.operations = sum(worker.operations for worker in self.workers)
+        report.calls = sum(worker.calls for worker in self.workers)
+        report.refusals = sum(worker.refusals for worker in self.workers)
+        report.resident[1] = max(report.resident[1], resident_bytes())
+        packs = sum(int(domain.header()["packs_live"][0]) for domain in self.domains)
+        report.packs[1] = max(report.packs[1], packs)
+
+    def _check(self) -> None:
+        for domain in self.domains:
+            try:
+                domain.check()
+            except execmem.BrokenLawError as error:
+                self.fail(f"{domain.name}: {error}")
+            self.report.checks += 1
+        for block, function, number in self.anchors:
+            if bytes(block) != adder(number) or (function and function(5) != number + 5):
+                self.fail(f"{block!r} does not add {number} any more")
+
+    # ---- forks ----
+
+    def _fork(self) -> None:
+        """Fork a child that calls inherited code and works in domains of its own; wait for it."""
+        self.report.faults += set_failures(None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of threads; the library promises more
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = 0 if self._live_as_child() else 1
+            finally:
+                os._exit(code)
+        end = time.monotonic() + CHILD_SECONDS
+        done, status = os.waitpid(child, os.WNOHANG)
+        while not done and time.monotonic() < end:
+            time.sleep(0.002)
+            done, status = os.waitpid(child, os.WNOHANG)
+        if not done:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            self.fail(f"a forked child hung for {CHILD_SECONDS} s")
+        elif status:
+            self.fail(f"a forked child ended with {os.waitstatus_to_exitcode(status)}")
+        else:
+            self.report.forks += 1
+
+    def _live_as_child(self) -> bool:
+        """Call inherited code, and place, call, check and free in new domains."""
+        good = all(function is None or function(5) == number + 5 for _, function, number in self.anchors)
+        for mode in self.report.modes:
+            with execmem.Domain("soak child", write_mode=mode) as domain:
+                blocks = [(domain.place(adder(number)), number) for number in range(50)]
+                for block, number in blocks:
+                    good &= bytes(block) == adder(number)
+                    good &= not self.callable or block.function("i64(i64)")(1) == number + 1
+                domain.check()
+                for block, _ in blocks:
+                    retry(block.free)
+                del block, blocks
+        return good
+
+    # ---- the end ----
+
+    def _close(self) -> None:
+        """Stop the threads, free everything, close all domains, and see what is left."""
+        report = self.report
+        self.stopped.set()
+        report.faults += set_failures(None)
+        for worker in self.workers:
+            worker.join()
+        self._count()
+        try:
+            self._check()
+            for worker in self.workers:
+                worker.end()
+            while self.board:
+                retry(self.board.popleft()[0].free)
+            report.kept = sum(len(domain) for domain in self.domains) - len(self.anchors)
+            self.anchors.clear()
+            gc.collect()
+            for domain in self.domains:
+                domain.check()
+            report.packs[2] = sum(domain.stats().packs for domain in self.domains)
+            for domain in self.domains:
+                domain.close(force=True)
+        except (execmem.ExecmemError, execmem.BrokenLawError):
+            self.fail(f"at the end: {traceback.format_exc(limit=-3)}")
+        self.domains.clear()
+        gc.collect()
+        report.resident[2] = resident_bytes()
+        report.mappings.append(count_mappings())
+        report.files.append(count_files())
+        if report.mappings[1] > report.mappings[0]:
+            self.fail(f"{report.mappings[1] - report.mappings[0]} mappings were left behind")
+        if report.files[1] != report.files[0]:
+            self.fail(f"{report.files[0]} files were open at the start, {report.files[1]} at the end")
+        if report.resident[2] > report.resident[0] + RESIDENT_SLACK:
+            self.fail(f"{tell_bytes(report.resident[2] - report.resident[0])} of memory were left behind")
+
+
+# ---- what is shown ----
+
+
+class Line:
+    """A line on a stream that is drawn again and again; on what is no terminal, a line every ten seconds."""
+
+    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+        """Decide by the stream how to show."""
+        self.stream = stream
+        self.quiet = quiet
+        self.live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.paint = Paint.of(stream)
+        self.interval = 0.2 if self.live else 10.0
+        self.shown = time.monotonic() if not self.live else 0.0
+
+    def show(self, report: Report, share: float, last: bool) -> None:  # noqa: FBT001 - a callback of three
+        """Draw, unless that was done a moment ago."""
+        now = time.monotonic()
+        if self.quiet or (now - self.shown < self.interval and not (last and self.live)):
+            return
+        self.shown = now
+        text = f"{report.operations:,} operations  {report.faults:,} faults  {report.forks:,} forks  {report.checks:,} checks"
+        if not self.live:
+            self.stream.write(f"soak {share:4.0%}  {text}\n")
+        elif last:
+            self.stream.write("\r\x1b[K")
+        else:
+            cells = max(8, min(30, shutil.get_terminal_size().columns - len(text) - 12))
+            self.stream.write(f"\r\x1b[Ksoak {self.paint.bar(share, cells, trough=True)} {text}")
+        self.stream.flush()
+
+
+def tell(report: Report, paint: Paint, width: int) -> str:
+    """Return the report as text."""
+    heading = f"execmem soak: {report.threads} threads, {report.seconds:.0f} s, seed {report.seed}"
+    widths = (22, -14, -14, -14)
+    start, peak, end = report.resident
+    packs = report.packs or [0, 0, 0]
+    lines = [
+        paint.head(heading),
+        paint.rule(width),
+        f"write modes            {', '.join(report.modes)}",
+        columns(("operations", f"{report.operations:,}"), widths[:2]),
+        columns(("functions called", f"{report.calls:,}"), widths[:2]),
+        columns(("system calls refused", f"{report.faults:,}"), widths[:2]) + paint.dim("  made to fail, on purpose"),
+        columns(("operations refused", f"{report.refusals:,}"), widths[:2]) + paint.dim("  for it, and undone"),
+        columns(("forks survived", f"{report.forks:,}"), widths[:2]),
+        columns(("domains checked", f"{report.checks:,}"), widths[:2]) + paint.dim("  every law, each time"),
+        columns(("blocks kept", f"{report.kept:,}"), widths[:2]) + paint.dim("  out of use: a refused batch could not blank them"),
+        "",
+        paint.head(columns(("", "start", "peak", "end"), widths)),
+        columns(("resident memory", tell_bytes(start), tell_bytes(peak), tell_bytes(end)), widths),
+        columns(("packs", *(f"{count:,}" for count in packs)), widths),
+        columns(("mappings", f"{report.mappings[0]:,}", "", f"{report.mappings[1]:,}"), widths),
+        columns(("file descriptors", f"{report.files[0]:,}", "", f"{report.files[1]:,}"), widths),
+        "",
+    ]
+    for text in report.wrong[:10]:
+        lines.append(f"{paint.bad('WRONG')}  {text}")
+    ended = "ended early by Ctrl-C; until then " if report.interrupted else ""
+    verdict = "every result was right, no law was broken, nothing was left behind" if report.ok else "it did not hold"
+    lines.append(f"{paint.verdict('ok' if report.ok else 'FAILED', good=report.ok)}  {ended}{verdict}")
+    return "\n".join(lines) + "\n"
+
+
+# ---- the command ----
+
+
+def to_minutes(text: str) -> float:
+    """Return a time in minutes, more than 0, for argparse."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        message = f"{text!r} is not a number of minutes above 0"
+        raise argparse.ArgumentTypeError(message)
+    return minutes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``execmem soak``."""
+    parser.add_argument("--minutes", type=to_minutes, default=10.0, metavar="M", help="how long (10)")
+    parser.add_argument("--threads", type=to_count, default=4, metavar="N", help="that work at once (4)")
+    parser.add_argument("--seed", type=int, default=1, help="of everything random (1)")
+    parser.add_argument("--json", metavar="FILE", help="write the report there as JSON too; - is stdout, instead of the table")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Soak and print the report; 0 when all held."""
+    report = Soak(options, Line(sys.stderr, quiet=options.quiet).show).run()
+    text = json.dumps({**asdict(report), "ok": report.ok}, indent=2) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+        return 0 if report.ok else 1
+    if options.json:
+        Path(options.json).write_text(text, encoding="utf-8")
+    sys.stdout.write(tell(report, Paint.of(sys.stdout), text_width()))
+    return 0 if report.ok else 1
