@@ -198,7 +198,12 @@ class Command:
 
 COMMANDS = (
     Command("demo", "place, call and free 100,000 functions of real machine code", demo.add_arguments, demo.run),
-    Command("soak", "work for minutes with threads, forks and refused system calls, and see that all holds", soak.add_arguments, soak.run),
+    Command(
+        "soak",
+        "work for minutes with threads, forks and refused system calls, and see that all holds",
+        soak.add_arguments,
+        soak.run,
+    ),
     Command("doctor", "tell what works on this machine, and why what does not", doctor_arguments, doctor),
 )
 

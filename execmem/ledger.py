@@ -12,6 +12,7 @@ Beside ``csrc/ledger.c``. The types of the records are made from their C declara
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,9 @@ def record_dtype(name: str) -> np.dtype[np.void]:
 GATE: Final = threading.RLock()  # an RLock: a collection inside it may run a __del__ that frees
 # A fork waits until nobody else is inside; the child's only thread is the one that entered, and leaves too.
 os.register_at_fork(before=GATE.acquire, after_in_parent=GATE.release, after_in_child=GATE.release)
+# Python ends daemon threads where they next want the interpreter, perhaps inside, and then runs finalizers that want in
+# too. So the main thread enters while they still live, and stays.
+atexit.register(GATE.acquire)
 
 HEADER_DTYPE: Final = record_dtype("execmem_header")
 PACK_DTYPE: Final = record_dtype("execmem_pack")

@@ -3,8 +3,8 @@
     threads       place, fill, call, hand on and free blocks in a domain for each write mode that works here
     main thread   sets and clears failures, forks children that do the same, checks laws, reads memory, draws a line
 
-Every block is a function that adds a number of its own, so a wrong byte is a wrong result. What fails because it was made
-to fail is counted; what fails otherwise, a wrong result or a broken law, makes the soak fail.
+Every block is a function that adds a number of its own, so a wrong byte is a wrong result. What fails
+because it was made to is counted; what fails otherwise, a wrong result or a broken law, makes the soak fail.
 """
 
 from __future__ import annotations
@@ -39,7 +39,19 @@ if TYPE_CHECKING:
     from execmem import Block, Blocks, Domain, Function
 
 # Each is made to fail now and then; not "unview", for what cannot be unmapped would stay and hide a leak.
-CALLS: Final = ("memfd", "resize", "discard", "write", "reserve", "view", "protect", "collapse", "populate", "maps", "stop")
+CALLS: Final = (
+    "memfd",
+    "resize",
+    "discard",
+    "write",
+    "reserve",
+    "view",
+    "protect",
+    "collapse",
+    "populate",
+    "maps",
+    "stop",
+)
 HELD: Final = 400  # blocks a thread keeps at most
 STEP: Final = 0.05  # seconds between two looks of the main thread
 CHECKS: Final = 5  # looks between two checks of all laws
@@ -165,7 +177,7 @@ class Worker(threading.Thread):
             self.free()
             return
         number = self.random.randrange(1 << 30)
-        size = self.random.choice((8, 60, 200, 900, 4000, 4000, 300_000 if self.random.random() < 0.05 else 64))
+        size = self.random.choice((8, 60, 200, 900, 4000, 4000, 64, 300_000 if number % 8 == 0 else 64))
         code = adder(number).ljust(size, b"\xcc")
         domain = self.random.choice(self.soak.domains)
         self.mine.append((domain.place(code, name=f"adds {number}" if number % 4 == 0 else None), number))
@@ -268,7 +280,7 @@ def retry(action: Callable[[], None]) -> None:
     for attempt in range(20):
         try:
             action()
-        except execmem.BlockBusyError:
+        except execmem.BlockBusyError:  # noqa: PERF203 - it is seldom more than one
             raise
         except execmem.BusyError:
             if attempt == 19:  # noqa: PLR2004 - the last of twenty
@@ -324,7 +336,7 @@ class Soak:
         finally:
             signal.signal(signal.SIGINT, set_aside)
         report.seconds = time.monotonic() - began
-        self.show(report, 1.0, True)  # noqa: FBT003 - the last line
+        self.show(report, 1.0, True)
         return report
 
     def _open(self) -> None:
@@ -354,7 +366,7 @@ class Soak:
             if look % CHECKS == 0:
                 self._check()
             self._count()
-            self.show(self.report, gone / self.seconds, False)  # noqa: FBT003 - not the last line
+            self.show(self.report, gone / self.seconds, False)
             self.stopped.wait(STEP)
 
     def _draw_script(self) -> str:
@@ -479,13 +491,13 @@ class Line:
         self.interval = 0.2 if self.live else 10.0
         self.shown = time.monotonic() if not self.live else 0.0
 
-    def show(self, report: Report, share: float, last: bool) -> None:  # noqa: FBT001 - a callback of three
+    def show(self, report: Report, share: float, last: bool) -> None:
         """Draw, unless that was done a moment ago."""
         now = time.monotonic()
         if self.quiet or (now - self.shown < self.interval and not (last and self.live)):
             return
         self.shown = now
-        text = f"{report.operations:,} operations  {report.faults:,} faults  {report.forks:,} forks  {report.checks:,} checks"
+        text = f"{report.operations:,} operations  {report.faults:,} faults  {report.forks:,} forks"
         if not self.live:
             self.stream.write(f"soak {share:4.0%}  {text}\n")
         elif last:
@@ -512,7 +524,8 @@ def tell(report: Report, paint: Paint, width: int) -> str:
         columns(("operations refused", f"{report.refusals:,}"), widths[:2]) + paint.dim("  for it, and undone"),
         columns(("forks survived", f"{report.forks:,}"), widths[:2]),
         columns(("domains checked", f"{report.checks:,}"), widths[:2]) + paint.dim("  every law, each time"),
-        columns(("blocks kept", f"{report.kept:,}"), widths[:2]) + paint.dim("  out of use: a refused batch could not blank them"),
+        columns(("blocks kept", f"{report.kept:,}"), widths[:2])
+        + paint.dim("  out of use, their batch refused midway"),
         "",
         paint.head(columns(("", "start", "peak", "end"), widths)),
         columns(("resident memory", tell_bytes(start), tell_bytes(peak), tell_bytes(end)), widths),
@@ -521,8 +534,7 @@ def tell(report: Report, paint: Paint, width: int) -> str:
         columns(("file descriptors", f"{report.files[0]:,}", "", f"{report.files[1]:,}"), widths),
         "",
     ]
-    for text in report.wrong[:10]:
-        lines.append(f"{paint.bad('WRONG')}  {text}")
+    lines += [f"{paint.bad('WRONG')}  {text}" for text in report.wrong[:10]]
     ended = "ended early by Ctrl-C; until then " if report.interrupted else ""
     verdict = "every result was right, no law was broken, nothing was left behind" if report.ok else "it did not hold"
     lines.append(f"{paint.verdict('ok' if report.ok else 'FAILED', good=report.ok)}  {ended}{verdict}")
@@ -549,7 +561,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=to_minutes, default=10.0, metavar="M", help="how long (10)")
     parser.add_argument("--threads", type=to_count, default=4, metavar="N", help="that work at once (4)")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (1)")
-    parser.add_argument("--json", metavar="FILE", help="write the report there as JSON too; - is stdout, instead of the table")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the report as JSON; - is stdout, without the table"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 

@@ -823,3 +823,21 @@ def test_a_fork_waits_for_other_threads(run_child: Callable[..., str]) -> None:
         """
     )
     assert told == "forked"
+
+
+def test_daemon_threads_do_not_hold_up_the_end(run_child: Callable[..., str]) -> None:
+    told = run_child("""
+        import threading, time
+        import execmem
+        from execmem.ledger import GATE
+        kept = execmem.Domain("kept")
+        inside = threading.Event()
+        def stay_inside():
+            with GATE:
+                inside.set()
+                time.sleep(0.3)  # Python ends the thread here, when it wakes
+        threading.Thread(target=stay_inside, daemon=True).start()
+        inside.wait()
+        print("ends")
+    """)
+    assert told == "ends"
