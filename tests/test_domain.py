@@ -827,15 +827,16 @@ def test_a_fork_waits_for_other_threads(run_child: Callable[..., str]) -> None:
 
 def test_daemon_threads_do_not_hold_up_the_end(run_child: Callable[..., str]) -> None:
     told = run_child("""
-        import threading, time
+        import sys, threading, time, types
         import execmem
         from execmem.ledger import GATE
-        kept = execmem.Domain("kept")
+        sys.modules["keeper"] = types.ModuleType("keeper")  # whose names go at the end, unlike those that a thread needs
+        sys.modules["keeper"].kept = execmem.Domain("kept")
         inside = threading.Event()
         def stay_inside():
             with GATE:
                 inside.set()
-                time.sleep(0.3)  # Python ends the thread here, when it wakes
+                time.sleep(0.3)  # unless the main thread waits, Python ends the thread here, and GATE is never left
         threading.Thread(target=stay_inside, daemon=True).start()
         inside.wait()
         print("ends")
