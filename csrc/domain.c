@@ -11,7 +11,7 @@
 
 enum { CLOSED_KEPT = 1024 }; /* closed handles that answer ECLOSED before one is used again */
 
-static struct em_lock tree_lock;
+static struct em_lock tree_lock = {.rank = EM_RANK_TREE};
 static execmem_domain *closed_first, *closed_last; /* oldest first */
 static uint32_t closed_count;
 static uint32_t domain_numbers;
@@ -42,7 +42,7 @@ static void in_parent(void)
 static void in_forked_child(void)
 {
 	em_domain_forks++;
-	tree_lock = (struct em_lock){0};
+	tree_lock = (struct em_lock){.rank = EM_RANK_TREE};
 	if (!em_domain_at_fork.in_child(em_domain_default, em_domain_forks))
 		__atomic_store_n(&em_domain_default, NULL, __ATOMIC_RELEASE);
 }
@@ -465,8 +465,14 @@ static execmem_domain *new_handle(void)
 		closed_first = d->next_sibling;
 		closed_count--;
 	}
-	if (d)
-		memset(d, 0, sizeof *d);
+	if (!d)
+		return NULL;
+	memset(d, 0, sizeof *d);
+	d->admin.rank = EM_RANK_ADMIN;
+	for (uint32_t i = 0; i < EM_SHARDS; i++)
+		d->gates[i].lock.rank = (uint8_t)(EM_RANK_SHARD + i);
+	d->packs.rank = EM_RANK_PACKS;
+	d->names.rank = EM_RANK_NAMES;
 	return d;
 }
 

@@ -144,10 +144,26 @@ struct em_lock {
 	_Atomic uint32_t inside; /* that flag */
 	_Atomic uint32_t state;  /* 0 free, 1 held */
 	_Atomic uint32_t sleepers;
+	uint8_t rank;            /* enum em_sys_rank, for good */
 	bool by_flag;            /* how the holder came in; only the holder touches this and what follows */
 	uint32_t alone;          /* times in a row that the home came by `state` */
 	uintptr_t home;          /* 0: never biased */
 };
+
+/* The order in which a thread may take locks (domain.h), asserted in debug builds (sys_order.c). */
+enum em_sys_rank {
+	EM_RANK_NONE, /* not looked at */
+	EM_RANK_TREE,
+	EM_RANK_ADMIN,
+	EM_RANK_SHARD, /* and its number */
+	EM_RANK_PACKS = EM_RANK_SHARD + EXECMEM_SHARDS_MAX,
+	EM_RANK_NAMES,
+	EM_RANK_FORK,
+	EM_RANK_STOP,
+};
+void em_sys_order_take(const struct em_lock *lock);
+void em_sys_order_give(const struct em_lock *lock);
+void em_sys_order_forget(void); /* a forked child holds what it says it does, not what its parent held */
 
 void em_sys_lock_init(struct em_lock *lock); /* biased to the caller, where the kernel can withdraw it; all zero is unbiased */
 void em_sys_lock_slow(struct em_lock *lock);
@@ -162,6 +178,8 @@ static inline void em_sys_lock(struct em_lock *lock)
 {
 	uintptr_t self = em_sys_self();
 
+	if (EM_DEBUG)
+		em_sys_order_take(lock);
 	if (EM_LIKELY(atomic_load_explicit(&lock->bias, memory_order_relaxed) == self)) {
 		atomic_store_explicit(&lock->inside, 1, memory_order_relaxed);
 		atomic_signal_fence(memory_order_seq_cst); /* the core's fence is the withdrawer's membarrier */
@@ -182,6 +200,8 @@ static inline bool em_sys_lock_is_biased(const struct em_lock *lock)
 
 static inline void em_sys_unlock(struct em_lock *lock)
 {
+	if (EM_DEBUG)
+		em_sys_order_give(lock);
 	if (EM_LIKELY(lock->by_flag))
 		atomic_store_explicit(&lock->inside, 0, memory_order_release);
 	else

@@ -681,7 +681,7 @@ void em_sys_lock_init(struct em_lock *lock)
 #ifdef __SANITIZE_THREAD__
 	can = false;
 #endif
-	*lock = (struct em_lock){.bias = can ? em_sys_self() : 0, .home = can ? em_sys_self() : 0};
+	*lock = (struct em_lock){.rank = lock->rank, .bias = can ? em_sys_self() : 0, .home = can ? em_sys_self() : 0};
 }
 
 void em_sys_nap(void)

@@ -28,7 +28,7 @@
  *   round += 1, wake  ---------------------->  handler returns
  */
 enum { STOP_MAX = 1024 };
-static struct em_lock stop_lock;
+static struct em_lock stop_lock = {.rank = EM_RANK_STOP};
 static _Atomic uint32_t stop_round;
 static _Atomic int32_t stop_parked[STOP_MAX]; /* a thread id, negated once it is parked */
 static _Atomic int stop_count;
@@ -205,7 +205,8 @@ static void in_parent_of_fork(void)
 
 static void in_child_of_fork(void)
 {
-	stop_lock = (struct em_lock){0};
+	stop_lock = (struct em_lock){.rank = EM_RANK_STOP};
+	em_sys_order_forget();
 	fork_in_child();
 }
 

@@ -536,18 +536,42 @@ static void wrong_requests(void)
 	memset(name, 'n', sizeof name);
 	name[draw(2) ? 256 : 299] = '\0';
 	switch (which) {
-	case 0: EXPECT(execmem_alloc_in(d, 0, draw(2) ? 0 : SIZE_MAX - draw(256), 16, NULL, &at) == EXECMEM_EINVAL); break;
-	case 1: EXPECT(execmem_alloc_in(d, 0, 1 + draw(256), draw(2) ? 0 : 3 + 2 * draw(9000), NULL, &at) == EXECMEM_EINVAL); break;
-	case 2: EXPECT(execmem_place(d, draw(2) ? -1 : 3 + (int)draw(256), source, 9, 16, NULL, &at) == EXECMEM_EINVAL); break;
-	case 3: EXPECT(execmem_alloc_in(d, 0, 9, 16, name, &at) == EXECMEM_EINVAL); break;
-	case 4: EXPECT(execmem_place(d, 0, NULL, 9, 16, NULL, &at) == EXECMEM_EINVAL); break;
-	case 5: EXPECT(execmem_alloc_in(d, 0, 9, 16, NULL, NULL) == EXECMEM_EINVAL); break;
-	case 6: EXPECT(execmem_place_many(d, 0, 2, source, two, 16, NULL, out) == EXECMEM_EINVAL && execmem_error_index() == 1); break;
-	case 7: EXPECT(execmem_place_many(d, 0, SIZE_MAX, NULL, two, 16, NULL, out) == EXECMEM_EINVAL); break;
-	case 8: EXPECT(execmem_fill_many(d, 2, out, source, two) < 0 && execmem_free_many(d, SIZE_MAX / 8, NULL) < 0); break;
-	case 9: EXPECT(execmem_domain_open(&(execmem_options){.window = 1 + draw(65536)}, &none) == EXECMEM_EINVAL && !none); break;
-	case 10: EXPECT(execmem_domain_open(&(execmem_options){.name = name}, &none) == EXECMEM_EINVAL && !none); break;
-	default: EXPECT(execmem_domain_open(&(execmem_options){.write_mode = -1 - (int)draw(256)}, &none) < 0 && !none); break;
+	case 0:
+		EXPECT(execmem_alloc_in(d, 0, draw(2) ? 0 : SIZE_MAX - draw(256), 16, NULL, &at) == EXECMEM_EINVAL);
+		break;
+	case 1:
+		EXPECT(execmem_alloc_in(d, 0, 1 + draw(256), draw(2) ? 0 : 3 + 2 * draw(9000), NULL, &at) == EXECMEM_EINVAL);
+		break;
+	case 2:
+		EXPECT(execmem_place(d, draw(2) ? -1 : 3 + (int)draw(256), source, 9, 16, NULL, &at) == EXECMEM_EINVAL);
+		break;
+	case 3:
+		EXPECT(execmem_alloc_in(d, 0, 9, 16, name, &at) == EXECMEM_EINVAL);
+		break;
+	case 4:
+		EXPECT(execmem_place(d, 0, NULL, 9, 16, NULL, &at) == EXECMEM_EINVAL);
+		break;
+	case 5:
+		EXPECT(execmem_alloc_in(d, 0, 9, 16, NULL, NULL) == EXECMEM_EINVAL);
+		break;
+	case 6:
+		EXPECT(execmem_place_many(d, 0, 2, source, two, 16, NULL, out) == EXECMEM_EINVAL && execmem_error_index() == 1);
+		break;
+	case 7:
+		EXPECT(execmem_place_many(d, 0, SIZE_MAX, NULL, two, 16, NULL, out) == EXECMEM_EINVAL);
+		break;
+	case 8:
+		EXPECT(execmem_fill_many(d, 2, out, source, two) < 0 && execmem_free_many(d, SIZE_MAX / 8, NULL) < 0);
+		break;
+	case 9:
+		EXPECT(execmem_domain_open(&(execmem_options){.window = 1 + draw(65536)}, &none) == EXECMEM_EINVAL && !none);
+		break;
+	case 10:
+		EXPECT(execmem_domain_open(&(execmem_options){.name = name}, &none) == EXECMEM_EINVAL && !none);
+		break;
+	default:
+		EXPECT(execmem_domain_open(&(execmem_options){.write_mode = -1 - (int)draw(256)}, &none) < 0 && !none);
+		break;
 	}
 	EXPECT(!at);
 	if (which != 6) /* there the first element may have been taken, and lost on the way back */
@@ -621,8 +645,8 @@ static void use_closed(void)
 
 static void set_script(void)
 {
-	static const char *const calls[] = {"any",    "any",  "any",      "memfd", "resize", "discard", "write",  "reserve", "view",
-	                                    "unview", "protect", "hide",  "collapse", "scan", "populate", "maps", "random", "stop"};
+	static const char *const calls[] = {"any",    "any",     "any",  "memfd",    "resize", "discard",  "write", "reserve", "view",
+	                                    "unview", "protect", "hide", "collapse", "scan",   "populate", "maps",  "random",  "stop"};
 	static const char *const errors[] = {"", "", "", ":ENOMEM", ":EACCES", ":EIO", ":EAGAIN", ":EINVAL", ":ENOSYS"};
 	const char *call = calls[draw(sizeof calls / sizeof calls[0])], *error = errors[draw(sizeof errors / sizeof errors[0])];
 	uint32_t first = draw(40), next = draw(8), often = draw(12);
@@ -650,24 +674,69 @@ static void step(uint32_t op)
 	execmem_stats stats;
 
 	switch (op) {
-	case 0: open_room(); break;
-	case 1: close_room(); break;
-	case 2: set_limit(); break;
-	case 3: make_many(true); break;
-	case 4: make_many(false); break;
-	case 5: fill_many(); break;
-	case 6: case 7: free_many(); break;
-	case 8: wrong_requests(); break;
-	case 9: wrong_addresses(); break;
-	case 10: free_again(); break;
-	case 11: use_closed(); break;
-	case 12: case 13: find_thing(); break;
-	case 14: EXPECT(execmem_domain_stats(m.rooms[draw_room()].d, &stats) == 0); break;
-	case 15: set_script(); break;
-	case 16: case 17: case 18: fill_thing(); break;
-	case 19: case 20: make_thing(false); break;
-	case 21: case 22: case 23: case 24: case 25: make_thing(true); break;
-	default: free_thing(); break;
+	case 0:
+		open_room();
+		break;
+	case 1:
+		close_room();
+		break;
+	case 2:
+		set_limit();
+		break;
+	case 3:
+		make_many(true);
+		break;
+	case 4:
+		make_many(false);
+		break;
+	case 5:
+		fill_many();
+		break;
+	case 6:
+	case 7:
+		free_many();
+		break;
+	case 8:
+		wrong_requests();
+		break;
+	case 9:
+		wrong_addresses();
+		break;
+	case 10:
+		free_again();
+		break;
+	case 11:
+		use_closed();
+		break;
+	case 12:
+	case 13:
+		find_thing();
+		break;
+	case 14:
+		EXPECT(execmem_domain_stats(m.rooms[draw_room()].d, &stats) == 0);
+		break;
+	case 15:
+		set_script();
+		break;
+	case 16:
+	case 17:
+	case 18:
+		fill_thing();
+		break;
+	case 19:
+	case 20:
+		make_thing(false);
+		break;
+	case 21:
+	case 22:
+	case 23:
+	case 24:
+	case 25:
+		make_thing(true);
+		break;
+	default:
+		free_thing();
+		break;
 	}
 }
 

@@ -4,7 +4,12 @@
  */
 #include "index.h"
 #include "pack.h"
+#include "sys.h"
 #include "test.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { LIVE_MAX = 3000, PACKS = 5, BLOCKS_MAX = 20000 };
 
@@ -468,12 +473,34 @@ static void packs(int operations)
 		EXPECT(em_pack_largest(book(pack)) == books.records[pack].usable_chunks);
 }
 
+/* Whoever takes locks out of order is stopped, in builds with asserts as this one. */
+static void lock_order(void)
+{
+	struct em_lock packs = {.rank = EM_RANK_PACKS}, names = {.rank = EM_RANK_NAMES};
+	int status;
+	pid_t child = fork();
+
+	EXPECT(child >= 0);
+	if (child == 0) {
+		(void)!freopen("/dev/null", "w", stderr);
+		em_sys_lock(&packs);
+		em_sys_lock(&names);
+		em_sys_unlock(&packs);
+		em_sys_unlock(&names); /* so far in order */
+		em_sys_lock(&names);
+		em_sys_lock(&packs);
+		_exit(0);
+	}
+	EXPECT(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+}
+
 int main(int argc, char **argv)
 {
 	int operations = test_amount(argc, argv, 20000, 400);
 
 	classes();
 	packs(operations);
+	lock_order();
 	errors();
 	nulls();
 	tight_window();

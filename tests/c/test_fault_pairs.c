@@ -124,8 +124,8 @@ int main(int argc, char **argv)
 		walk_random_pairs(calls > 0 ? calls : 1, 2000 / stride);
 		EXPECT(model_census().resident <= resident + (24 << 20));
 		EXPECT(calls > 100);
-		printf("%s: %d operations, about %d system calls; %ld runs, %ld calls refused\n", execmem_mode_name(row.mode), OPERATIONS, calls,
-		       runs, refused);
+		printf("%s: %d operations, about %d system calls; %ld runs, %ld calls refused\n", execmem_mode_name(row.mode), OPERATIONS,
+		       calls, runs, refused);
 	}
 	puts("ok");
 	return 0;
