@@ -24,7 +24,7 @@ BUILD := build
 CORE := $(sort $(wildcard csrc/*.c arch/*.c arch/*/*.c csrc/*.S arch/*/*.S))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 C_SHARED := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] tests/emulate/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
+C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] tests/emulate/*.c tests/fuzz/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
 INPUTS := $(CORE) $(wildcard csrc/*.h arch/*.h arch/*/*.h) csrc/cffi_build.py setup.py pyproject.toml
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Icsrc -Iarch
@@ -109,7 +109,7 @@ $(eval $(call flavour,tsan))
 FUZZ_SECONDS ?= 60
 FUZZ_CORE := $(BUILD)/fuzz/fuzz_core
 
-$(FUZZ_CORE): tests/fuzz/fuzz_core.c tests/c/model.c tests/c/model.h tests/c/test.h $(INPUTS)
+$(FUZZ_CORE): tests/fuzz/fuzz_core.c $(wildcard tests/c/model*.c) tests/c/model.h tests/c/test.h $(INPUTS)
 	@mkdir -p $(@D)/corpus
 	clang $(CPPFLAGS_ALL) -Itests/c -std=c11 -pthread $(CFLAGS_asan) -fsanitize=fuzzer \
 		$(filter %.c,$(filter-out csrc/cffi_build.py,$^)) -o $@

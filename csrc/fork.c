@@ -18,7 +18,7 @@ static struct {
 	bool copied;           /* the child finds a copy of each ledger; likewise */
 	struct witness all[WITNESSES];
 	struct witness blind; /* forks that had none: their children are taken to live for ever */
-} seen;
+} seen = {.lock = {.rank = EM_RANK_FORK}};
 
 /* ---- witnesses ---- */
 
@@ -231,8 +231,10 @@ static void own_memory(execmem_domain *d, bool *done)
 static void inherit(execmem_domain *d, uint32_t forks)
 {
 	for (uint32_t i = 0; i < EM_SHARDS; i++)
-		d->gates[i].lock = (struct em_lock){0};
-	d->admin = d->packs = d->names = (struct em_lock){0};
+		d->gates[i].lock = (struct em_lock){.rank = d->gates[i].lock.rank};
+	d->admin = (struct em_lock){.rank = EM_RANK_ADMIN};
+	d->packs = (struct em_lock){.rank = EM_RANK_PACKS};
+	d->names = (struct em_lock){.rank = EM_RANK_NAMES};
 	forget_unfinished(d);
 	if (em_map_has_file(d->map.mode))
 		inherit_packs(d);
@@ -255,7 +257,7 @@ static bool in_child(execmem_domain *root, uint32_t forks)
 
 	for (uint32_t i = 0; i < seen.count; i++) /* of the parent's children; the page of our own stays mapped */
 		em_sys_close(seen.all[i].fd);
-	seen.lock = (struct em_lock){0};
+	seen.lock = (struct em_lock){.rank = EM_RANK_FORK};
 	seen.count = 0;
 	seen.page = NULL;
 	seen.blind = (struct witness){0};

@@ -561,9 +561,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=to_minutes, default=10.0, metavar="M", help="how long (10)")
     parser.add_argument("--threads", type=to_count, default=4, metavar="N", help="that work at once (4)")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (1)")
-    parser.add_argument(
-        "--json", metavar="FILE", help="also write the report as JSON; - is stdout, without the table"
-    )
+    parser.add_argument("--json", metavar="FILE", help="also write the report as JSON; - is stdout, without the table")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
 

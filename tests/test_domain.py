@@ -830,7 +830,7 @@ def test_daemon_threads_do_not_hold_up_the_end(run_child: Callable[..., str]) ->
         import sys, threading, time, types
         import execmem
         from execmem.ledger import GATE
-        sys.modules["keeper"] = types.ModuleType("keeper")  # whose names go at the end, unlike those that a thread needs
+        sys.modules["keeper"] = types.ModuleType("keeper")  # its names go at the end, unlike those a thread needs
         sys.modules["keeper"].kept = execmem.Domain("kept")
         inside = threading.Event()
         def stay_inside():
