@@ -1,7 +1,7 @@
 """Any sequence of placing, filling and freeing by threads, with forks in between, leaves everybody's code right.
 
-Hypothesis chooses the steps. A block is made by one thread and freed by another; a forked child runs what it inherits and
-places code in a domain of its own, and the parent finds its blocks as they were. After every step all is lawful.
+Hypothesis chooses the steps. A block is made by one thread and freed by another; a forked child runs what it inherits
+and places code in a domain of its own, and the parent finds its blocks as they were. After every step all is lawful.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ long model_failures(void); /* system calls made to fail, ever */
 struct model_census { /* of this process */
 	int files;
 	int mappings; /* of packs, ledgers and reservations, outside the root's window, which stays; not of the C library */
-	uint64_t resident; /* bytes */
+	uint64_t resident; /* bytes; 0 under sanitizers and memcheck, which keep memory of their own */
 };
 struct model_census model_census(void);
 
