@@ -415,7 +415,8 @@ static int choose_mode(int asked, int *out)
 		snprintf(who + told, sizeof who - told, "%s%s: %s", told ? ", " : "", execmem_mode_name(order[i]),
 		         execmem_policy_name((int)em_error_policy()));
 	}
-	first = em_error_set(first, "no write mode works here (%s). The first choice, %s: %s", who, execmem_mode_name(order[choice]), why);
+	first =
+		em_error_set(first, "no write mode works here (%s). The first choice, %s: %s", who, execmem_mode_name(order[choice]), why);
 	em_error_blame(policy);
 	return first;
 }

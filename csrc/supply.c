@@ -359,8 +359,8 @@ static uint32_t pack_to_drain(const struct em_shard *s, int kind)
 	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];
 
-		if (em_domain_shard_of(d, pack) == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && !p->draining && !p->inherited &&
-		    p->used_chunks > 0 && p->used_chunks <= least) {
+		if (em_domain_shard_of(d, pack) == s->number && p->state == EXECMEM_PACK_FULL && p->kind == kind && !p->draining &&
+		    !p->inherited && p->used_chunks > 0 && p->used_chunks <= least) {
 			best = pack;
 			least = p->used_chunks;
 		}
@@ -784,8 +784,8 @@ static bool return_empties(struct em_shard *s)
 	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
 		execmem_pack *p = &d->ledger.packs[pack];
 
-		if (em_domain_shard_of(d, pack) != s->number || p->inherited || (p->state != EXECMEM_PACK_SMALL && p->state != EXECMEM_PACK_FULL) ||
-		    p->used_chunks > 0)
+		if (em_domain_shard_of(d, pack) != s->number || p->inherited ||
+		    (p->state != EXECMEM_PACK_SMALL && p->state != EXECMEM_PACK_FULL) || p->used_chunks > 0)
 			continue;
 		if (s->small[p->kind] == pack)
 			s->small[p->kind] = EM_PACK_NONE;

@@ -85,9 +85,9 @@ static const struct {
 	const char *name;
 	int error;
 } error_names[] = {
-	{"EPERM", EPERM},   {"EACCES", EACCES}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"ENOSYS", ENOSYS},
-	{"EINVAL", EINVAL}, {"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},
-	{"EBUSY", EBUSY},   {"ENFILE", ENFILE}, {"EEXIST", EEXIST}, {"ENODEV", ENODEV}, {"EFAULT", EFAULT}, {"EROFS", EROFS},
+	{"EPERM", EPERM},   {"EACCES", EACCES}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"ENOSYS", ENOSYS}, {"EINVAL", EINVAL},
+	{"EMFILE", EMFILE}, {"EAGAIN", EAGAIN}, {"EIO", EIO},       {"EFBIG", EFBIG},   {"EBUSY", EBUSY},   {"ENFILE", ENFILE},
+	{"EEXIST", EEXIST}, {"ENODEV", ENODEV}, {"EFAULT", EFAULT}, {"EROFS", EROFS},
 };
 
 struct plan {

@@ -248,10 +248,20 @@ static void leave_thing(struct thing *t)
 
 /* ---- domains ---- */
 
+/* Modes are drawn, and stand in inputs that are kept: where a CPU cannot have pkey, alias stands in for it. */
+static int possible_mode(int mode)
+{
+	static int keys; /* 1: there are some; -1: none */
+
+	if (!keys)
+		keys = execmem_probe(EXECMEM_MODE_PKEY) == EXECMEM_EUNSUPPORTED ? -1 : 1; /* before any call is made to fail */
+	return mode == EXECMEM_MODE_PKEY && keys < 0 ? EXECMEM_MODE_ALIAS : mode;
+}
+
 static void open_room(void)
 {
 	static const uint64_t windows[] = {0, 64 << 20, 2 << 20, 8 << 20}, limits[] = {0, 0, 64 << 10, 3 << 20};
-	int at = 1, parent = draw_room(), mode = m.o.mode ? m.o.mode : (int)draw(EXECMEM_MODES);
+	int at = 1, parent = draw_room(), mode = possible_mode(m.o.mode ? m.o.mode : (int)draw(EXECMEM_MODES));
 	uint32_t window = draw(4), limit = draw(4), extra = draw(8);
 	execmem_options o = {.name = "model", .parent = m.rooms[parent].d, .write_mode = mode};
 	execmem_domain *d = NULL;
@@ -839,6 +849,7 @@ long model_run(const struct model_options *options)
 {
 	long done = 0;
 
+	(void)possible_mode(0);
 	start(options);
 	while (!exhausted() && (options->operations == 0 || done < options->operations)) {
 		uint8_t byte = draw8();
