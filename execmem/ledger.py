@@ -90,6 +90,21 @@ def hide(keep: object) -> npt.NDArray[np.object_]:
     return box
 
 
+IN_FLIGHT: Final[dict[int, Any]] = {}  # the blocks that calls hold, under the number of the hold
+
+
+def forget_calls() -> None:
+    """Let go, in a forked child, what calls of other threads held: those threads are not here."""
+    for number, block in IN_FLIGHT.copy().items():
+        for kept in (block, block._owner, block.domain):
+            if kept is not None:
+                kept._holders.pop(number, None)
+    IN_FLIGHT.clear()
+
+
+os.register_at_fork(after_in_child=forget_calls)
+
+
 class Hold:
     """A reason why a block must not be freed; it counts for as long as it lives."""
 
@@ -104,6 +119,8 @@ class Hold:
             for kept in (block, block._owner, block.domain):
                 if kept is not None:
                     kept._holders[id(self)] = what
+            if what == "call in flight":
+                IN_FLIGHT[id(self)] = block
             try:  # after it entered: a free that comes between claims the block first, or finds it held
                 block._address_live()
             except BaseException:
@@ -112,13 +129,15 @@ class Hold:
 
     def _leave(self) -> None:
         """Leave the holders."""
+        IN_FLIGHT.pop(id(self), None)
         for kept in (self.block, self.block._owner, self.block.domain):
             if kept is not None:
                 kept._holders.pop(id(self), None)
 
-    def __del__(self) -> None:
+    def __del__(self, _calls: dict[int, Any] = IN_FLIGHT) -> None:
         """Leave the holders; the last takes away what is lost."""
         block = getattr(self, "block", None)
+        _calls.pop(id(self), None)
         if block is None or block._holders is None:
             return
         for kept in (block, block._owner, block.domain):

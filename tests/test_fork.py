@@ -320,6 +320,34 @@ print(stats.live_blocks, stats.packs)
     assert told == "200 1"
 
 
+def test_calls_of_threads_that_a_child_does_not_have_hold_nothing_there(run_child: Callable[..., str]) -> None:
+    told = run_child(
+        START
+        + """
+import threading
+domain = execmem.Domain("calls", write_mode="procmem")
+block, data, go_on = domain.alloc(1 << 20), b"\\x90" * (1 << 20), True
+
+def fill():
+    while go_on:
+        block.fill(data)
+
+def run():
+    block.free()
+    domain.close()
+
+thread = threading.Thread(target=fill)
+thread.start()
+for _ in range(10):
+    wait(child(run))
+go_on = False
+thread.join()
+print(len(domain))
+"""
+    )
+    assert told == "1"
+
+
 def test_a_child_without_memory_for_the_books_says_so(run_child: Callable[..., str]) -> None:
     told = run_child(
         START
