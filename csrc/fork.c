@@ -2,7 +2,7 @@
 #include "fork.h"
 #include "supply.h"
 
-enum { WITNESSES = 8 };
+enum { WITNESSES = 64 }; /* a descriptor each, and a system call a tick; a server seldom has more workers */
 
 struct witness { /* children that were forked within a span of time, as long as one is left */
 	int fd;
