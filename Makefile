@@ -148,8 +148,8 @@ $(EMULATED_INIT): tests/emulate/init.c Makefile
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS_ALL) $(filter-out -MMD -MP,$(CFLAGS_ALL)) $(CFLAGS_static) $(LDFLAGS_static) $< -o $@
 
-# All but the test of the faults' reports, which does not write in modes.
-EMULATED ?= $(filter-out test_report,$(notdir $(programs_static)))
+# All but the test of the faults' reports, which does not write in modes, and the corpus, whose files are not there.
+EMULATED ?= $(filter-out test_report test_corpus,$(notdir $(programs_static)))
 
 test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 	python3 tests/emulate/emulate.py --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $^

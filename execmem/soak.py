@@ -191,13 +191,24 @@ class Worker(threading.Thread):
         return (place, *self.mine[place])
 
     def free(self) -> None:
-        """Free a block; one whose free is refused is kept."""
+        """Free a block; one whose free is refused is kept, unless some of it holds traps by then."""
         if chosen := self.pick():
             place, block, number = chosen
             self.expect(block, number)
-            block.free()
+            try:
+                block.free()
+            except REFUSALS:
+                self.keep_or_leave(place)
+                raise
             self.mine[place] = self.mine[-1]
             self.mine.pop()
+
+    def keep_or_leave(self, place: int) -> None:
+        """Leave a block that a refused call has made traps of to whoever frees next."""
+        block, number = self.mine[place]
+        if bytes(block)[:8] != adder(number):
+            self.mine.pop(place)
+            self.soak.board.append((block, -1))
 
     def fill(self) -> None:
         """Make another function of a block. When that is refused it holds the old one, or traps."""
@@ -210,9 +221,7 @@ class Worker(threading.Thread):
                 self.expect(block, self.mine[place][1])
                 return
             except REFUSALS:
-                if bytes(block)[:8] != adder(self.mine[place][1]):
-                    self.mine.pop(place)
-                    self.soak.board.append((block, -1))
+                self.keep_or_leave(place)
                 raise
             self.mine[place] = (block, number)
 
