@@ -74,6 +74,7 @@ bench: $(BENCH)
 bench-run: $(BENCH)
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/python_layer.py --out benchmarks/results/python.json
+	$(PY) benchmarks/hardening.py --out benchmarks/results/hardening.json
 
 bench-table: build
 	$(PY) benchmarks/run.py --table
@@ -163,9 +164,10 @@ tsan: $(filter %/test_threads %/test_batch %/test_core,$(programs_tsan))
 
 # memcheck reads code once unless told that it changes under it. EXECMEM_TEST_SHORT asks the programs for fewer rounds. It runs one
 # thread at a time, and one that spins for another's lock till its turn is over: programs with threads are for asan. It also makes the
-# frames of signal handlers itself, without what the CPU told: so is the reporter's program. The pairs of refusals would take too long.
+# frames of signal handlers itself, without what the CPU told: so is the reporter's program. It does not know mseal: so is the one of
+# sealing. The pairs of refusals would take too long.
 valgrind: $(programs_debug)
-	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_fault_pairs,$^),EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1 \
+	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs,$^),EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1 \
 		--leak-check=full --errors-for-leak-kinds=definite)
 
 # ---- Python tests on a sanitized core: a copy of the tree with its own _core, the runtime preloaded ----

@@ -18,6 +18,8 @@ TITLES = {
     SYSCALL: "execmem, mode `syscall`",
     "execmem-procmem": "execmem, mode `procmem`",
     "execmem-flip": "execmem, mode `flip`",
+    "execmem-alias-quarantine": "execmem, mode `alias`, 1 MB in quarantine",
+    "execmem-alias-gap": "execmem, mode `alias`, random gaps up to 2 KB",
     "asmjit": "AsmJit JitAllocator, default",
     "asmjit-plain": "AsmJit, default, no traps",
     "asmjit-dual": "AsmJit, dual mapping",

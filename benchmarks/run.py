@@ -32,6 +32,7 @@ RESULTS = building.HERE / "results"
 PAGES = ("README.md", "docs/performance.md")
 MILLION = 1_000_000
 PAGE = 4096
+GAP = 2048  # bytes at most before each block of the peer that has gaps
 MEMORY_SHARE = 0.7  # of the memory that is available, all populations of one run together
 OVERHEAD = 1.4  # resident bytes for each live one, generously
 NOTE = (
@@ -128,7 +129,9 @@ class Runner:
 
 
 def bytes_needed(peer: str, mean: float, live: int) -> float:
-    return live * (mean + PAGE) if peer in {"mmap", "page"} else live * mean * OVERHEAD
+    if peer in {"mmap", "page"}:
+        return live * (mean + PAGE)
+    return live * (mean + (GAP if peer == "execmem-alias-gap" else 0)) * OVERHEAD
 
 
 def fit_memory(peers: list[str], mean: float, live: int) -> tuple[list[str], list[tuple[str, str]]]:

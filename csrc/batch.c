@@ -56,14 +56,20 @@ static void release(const struct hold *h)
 /* One shard is locked. Where that is not enough for all of the addresses, it is given up for all shards; an error: nothing is locked. */
 static int hold_all_of(struct hold *h, size_t count, const uint64_t *addresses)
 {
+	execmem_domain *d;
+	int err;
+
 	for (size_t i = 0; h->one && i < count; i++) {
 		uint64_t pack = pack_at(h->d, addresses[i]);
 
 		if (EM_LIKELY(pack >= h->d->map.packs || em_domain_shard_of(h->d, pack) == h->one->number))
 			continue; /* outside of the window it will be refused */
+		atomic_fetch_add(&h->d->makers, 1); /* a call in flight, for which sealing and closing wait */
 		em_domain_leave(h->one);
 		h->one = NULL;
-		return em_domain_enter_all(h->d, &h->d);
+		err = em_domain_enter_all(h->d, &d);
+		atomic_fetch_sub(&h->d->makers, 1);
+		return err;
 	}
 	return 0;
 }
@@ -232,7 +238,7 @@ static void start_run(struct batch *b, size_t i)
 		uint32_t chunks = sum_chunks(b, i, &many, lengths);
 
 		first_try = first_try ? first_try : many;
-		if (b->r.align <= EXECMEM_CHUNK && many > 1 && take_run(b, many, lengths, chunks))
+		if (b->r.align <= EXECMEM_CHUNK && many > 1 && !b->s->domain->gap && take_run(b, many, lengths, chunks))
 			return;
 		many /= 2;
 	} while (many > 1);
@@ -263,7 +269,7 @@ int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uin
                        uint64_t *out)
 {
 	struct batch b = {.r = {.kind = kind, .align = align}, .count = count, .sizes = sizes, .names = names};
-	struct hold h;
+	struct hold h = {0};
 	int err = count > 0 && (!sizes || !out) ? em_error_null(sizes ? "out" : "sizes") : enter(&h, domain, 0, NULL);
 
 	if (err < 0)
@@ -375,7 +381,7 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 	struct batch b = {.r = {.kind = kind, .align = align}, .count = count, .offsets = offsets, .names = names};
 	size_t placed = 0, written = 0;
 	struct stage stage;
-	struct hold h;
+	struct hold h = {0};
 	int err = check_offsets(count, src, offsets, out);
 
 	if (err == 0)
@@ -417,7 +423,7 @@ static int check_fill(const struct hold *h, uint64_t dst, uint64_t size, struct 
 int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst, const void *src, const uint64_t *offsets)
 {
 	struct em_place at;
-	struct hold h;
+	struct hold h = {0};
 	int err = check_offsets(count, src, offsets, dst);
 
 	if (err == 0)
@@ -523,6 +529,12 @@ static void drop_row(const struct hold *h, struct em_shard *s, const uint64_t *a
 		em_block_drop(s, &at, cold, ms);
 		return;
 	}
+	for (size_t i = row->from; i < row->to && h->d->quarantine; i++) {
+		em_always(find_start(h, addresses[i], &at) == 0);
+		em_block_drop(s, &at, cold, ms);
+	}
+	if (h->d->quarantine)
+		return;
 	for (size_t i = row->from; i < row->to; i++) {
 		em_always(find_start(h, addresses[i], &at) == 0);
 		em_block_uncount(s, &at, ms);
@@ -570,7 +582,7 @@ int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addr
 {
 	size_t marked = 0, done = 0;
 	struct kept_error kept;
-	struct hold h;
+	struct hold h = {0};
 	int err = count > 0 && !addresses ? em_error_null("addresses") : enter(&h, domain, count, addresses);
 
 	if (err < 0)

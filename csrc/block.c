@@ -3,6 +3,7 @@
 #include "error.h"
 #include "fork.h"
 #include "grave.h"
+#include "quarantine.h"
 
 #include <string.h>
 
@@ -93,22 +94,56 @@ int em_block_find_start(const struct em_shard *s, uint64_t address, struct em_pl
 
 /* ---- memory and a record, when nothing is parked ---- */
 
+/* A random number of chunks, a multiple of `align`, that a block of so many leaves before it. */
+static int draw_gap(struct em_shard *s, uint32_t chunks, uint32_t align, uint32_t *gap)
+{
+	uint32_t room = EXECMEM_PACK_CHUNKS - chunks, most = s->domain->gap < room ? s->domain->gap : room;
+	int err;
+
+	if (s->dice_left == 0) {
+		err = em_sys_random(s->dice, sizeof s->dice);
+		if (err < 0)
+			return em_error_system(err, "draw a random gap (getrandom)");
+		s->dice_left = EM_DICE;
+	}
+	*gap = (uint32_t)((uint64_t)s->dice[--s->dice_left] * (most / align + 1) >> 32) * align;
+	s->dice[s->dice_left] = 0;
+	return 0;
+}
+
+/* Chunks within a pack, behind a random gap if the domain wants one and there is room for it; the gap stays free. */
+static int take_within(struct em_shard *s, const struct em_request *r, struct em_place *out)
+{
+	uint32_t align = r->align > EXECMEM_CHUNK ? (uint32_t)r->align / EXECMEM_CHUNK : 1, gap = 0;
+	int err = EM_UNLIKELY(s->domain->gap) ? draw_gap(s, out->chunks, align, &gap) : 0;
+
+	if (err < 0)
+		return err;
+	err = em_supply_take(s, r->kind, out->chunks + gap, align, &out->pack, &out->first);
+	if (EM_UNLIKELY(err == EXECMEM_EWINDOW && gap))
+		return em_supply_take(s, r->kind, out->chunks, align, &out->pack, &out->first);
+	if (EM_UNLIKELY(err == 0 && gap)) {
+		em_supply_give_front(s, out->pack, out->first, gap);
+		out->first += gap;
+	}
+	return err;
+}
+
 int em_block_take(struct em_shard *s, const struct em_request *r, struct em_place *out)
 {
 	execmem_domain *d = s->domain;
-	uint32_t align = r->align > EXECMEM_CHUNK ? (uint32_t)r->align / EXECMEM_CHUNK : 1;
-	int err;
+	uint64_t bytes = (uint64_t)out->chunks << EM_CHUNK_SHIFT;
+	int err, closed = 0;
 
 	if (EM_UNLIKELY(s->shared))
 		em_fork_tick(s);
 	out->first = 0;
 	out->span = r->size > EXECMEM_PACK_SIZE;
-	if (out->span)
-		err = em_supply_take_span(s, r->kind, (uint64_t)out->chunks << EM_CHUNK_SHIFT, &out->pack);
-	else
-		err = em_supply_take(s, r->kind, out->chunks, align, &out->pack, &out->first);
-	if (EM_UNLIKELY(err < 0))
-		return err;
+	do
+		err = out->span ? em_supply_take_span(s, r->kind, bytes, &out->pack) : take_within(s, r, out);
+	while (EM_UNLIKELY(err == EXECMEM_EWINDOW) && em_quarantine_empty_all(s, bytes, &closed) && closed == 0);
+	if (EM_UNLIKELY(err < 0 || closed < 0))
+		return closed < 0 ? closed : err;
 	out->block = em_ledger_add_block(&d->ledger, out->pack, out->first);
 	if (EM_LIKELY(out->block != NULL))
 		return 0;
@@ -121,6 +156,10 @@ int em_block_take(struct em_shard *s, const struct em_request *r, struct em_plac
 
 void em_block_give(struct em_shard *s, const struct em_place *at)
 {
+	if (s->domain->quarantine && !at->span) {
+		em_quarantine_add(s, at->pack, at->first, at->chunks);
+		return;
+	}
 	em_ledger_drop_blocks(&s->domain->ledger, at->pack, at->first, at->first + 1);
 	if (at->span)
 		em_supply_give_span(s, at->pack);

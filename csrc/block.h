@@ -36,7 +36,7 @@ int em_block_find(const struct em_shard *shard, uint64_t address, struct em_plac
 int em_block_find_start(const struct em_shard *shard, uint64_t address, struct em_place *out);
 
 int em_block_take(struct em_shard *shard, const struct em_request *request, struct em_place *out);
-void em_block_give(struct em_shard *shard, const struct em_place *at);
+void em_block_give(struct em_shard *shard, const struct em_place *at); /* to the quarantine, where there is one */
 int em_block_add_name(struct em_shard *shard, const char *text, uint32_t *out);
 void em_block_drop_name(struct em_shard *shard, uint32_t name);
 /* Whether a forked process may run a live block, so that it must stay as it is (fork.h); `at` is good afterwards too. */
@@ -72,6 +72,12 @@ EM_HOT uint64_t em_block_rounded(uint64_t size)
 
 /* ---- finding ---- */
 
+/* A live block: it is neither parked, nor quarantined, nor held. */
+EM_HOT bool em_block_is_live(const execmem_block *block)
+{
+	return (block->state & EXECMEM_BLOCK_PARKED) != EXECMEM_BLOCK_PARKED;
+}
+
 /* Whether a block of a pack starts exactly there, live or parked. Reads only the group's bits: not the record, nor `size`. */
 EM_HOT bool em_block_starts(const struct em_shard *s, uint64_t address, struct em_place *out)
 {
@@ -91,13 +97,7 @@ EM_HOT bool em_block_starts(const struct em_shard *s, uint64_t address, struct e
 	return true;
 }
 
-/* A live block: it is neither parked nor held. */
-EM_HOT bool em_block_is_live(const execmem_block *block)
-{
-	return (block->state & EXECMEM_BLOCK_PARKED) != EXECMEM_BLOCK_PARKED;
-}
-
-/* Reads the record of what em_block_starts found; false: it is parked or held, so no block to any caller. */
+/* Reads the record of what em_block_starts found; false: it is freed, so no block to any caller. */
 EM_HOT bool em_block_read(struct em_place *at)
 {
 	at->size = ((uint64_t)at->chunks << EM_CHUNK_SHIFT) - at->block->unused;
@@ -281,7 +281,8 @@ EM_HOT void em_block_drop(struct em_shard *s, const struct em_place *at, bool co
 
 	at->block->state = EXECMEM_BLOCK_PARKED;
 	em_block_uncount(s, at, ms);
-	if (EM_UNLIKELY(at->span) || !em_supply_park(s, em_ledger_pack(&d->ledger, at->pack), at->pack, at->first, at->chunks, cold))
+	if (EM_UNLIKELY(at->span | d->no_park) ||
+	    !em_supply_park(s, em_ledger_pack(&d->ledger, at->pack), at->pack, at->first, at->chunks, cold))
 		em_block_give(s, at);
 }
 

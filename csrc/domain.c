@@ -135,6 +135,24 @@ static int refuse_closed(void)
 	return em_error_set(EXECMEM_ECLOSED, "the domain is closed; open a new one.");
 }
 
+int em_domain_refuse_sealed(const execmem_domain *d)
+{
+	return em_error_set(
+		EXECMEM_ESEALED,
+		"domain \"%s\" is sealed: what is in it stays as it is until the process ends. Put new code in another domain.",
+		d->ledger.header->name);
+}
+
+void em_domain_lock_tree(void)
+{
+	em_sys_lock(&tree_lock);
+}
+
+void em_domain_unlock_tree(void)
+{
+	em_sys_unlock(&tree_lock);
+}
+
 static int find_domain(execmem_domain *domain, execmem_domain **out)
 {
 	execmem_domain *d = domain ? domain : execmem_domain_root();
@@ -151,13 +169,17 @@ static int find_domain(execmem_domain *domain, execmem_domain **out)
 	return 0;
 }
 
-static struct em_shard *enter_shard(execmem_domain *d, uint32_t number)
+/* `asking`: sealed or not. */
+static struct em_shard *enter_shard(execmem_domain *d, uint32_t number, bool asking)
 {
 	em_sys_lock(&d->gates[number].lock);
-	if (EM_LIKELY(d->open))
+	if (EM_LIKELY(d->writable || (asking && d->open)))
 		return d->shards[number];
+	if (d->open)
+		em_domain_refuse_sealed(d);
+	else
+		refuse_closed();
 	em_sys_unlock(&d->gates[number].lock);
-	refuse_closed();
 	return NULL;
 }
 
@@ -165,35 +187,33 @@ struct em_shard *em_domain_enter_slow(execmem_domain *domain)
 {
 	execmem_domain *d = NULL;
 
-	return find_domain(domain, &d) < 0 ? NULL : enter_shard(d, home_of(d));
+	return find_domain(domain, &d) < 0 ? NULL : enter_shard(d, home_of(d), false);
 }
 
 struct em_shard *em_domain_enter_asking(execmem_domain *domain)
 {
 	execmem_domain *d = NULL;
 
-	return find_domain(domain, &d) < 0 ? NULL : enter_shard(d, 0);
+	return find_domain(domain, &d) < 0 ? NULL : enter_shard(d, 0, true);
 }
 
-struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address)
+static struct em_shard *enter_at(execmem_domain *domain, uint64_t address, bool asking)
 {
 	execmem_domain *d;
 
 	if (find_domain(domain, &d) < 0)
 		return NULL;
 	for (;;) {
+		struct em_shard *s;
 		uint64_t pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
 		uint32_t number = pack < EXECMEM_WINDOW_PACKS_MAX ? em_domain_shard_of(d, pack) : 0;
 
-		em_sys_lock(&d->gates[number].lock);
-		if (!d->open) {
-			em_sys_unlock(&d->gates[number].lock);
-			refuse_closed();
+		s = enter_shard(d, number, asking);
+		if (!s)
 			return NULL;
-		}
 		pack = (address - (uintptr_t)d->map.window) >> EM_PACK_SHIFT;
 		if (pack < d->map.packs && em_domain_shard_of(d, pack) == number)
-			return d->shards[number];
+			return s;
 		if (pack >= d->map.packs)
 			em_error_set(EXECMEM_EFOREIGN, "address %#llx is not in the window of domain \"%s\".", (unsigned long long)address,
 			             d->ledger.header->name);
@@ -207,6 +227,16 @@ struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t addres
 execmem_domain *em_domain_at(uint64_t address)
 {
 	return em_index_owner(&atlas, address);
+}
+
+struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address)
+{
+	return enter_at(domain, address, false);
+}
+
+struct em_shard *em_domain_enter_at_asking(execmem_domain *domain, uint64_t address)
+{
+	return enter_at(domain, address, true);
 }
 
 execmem_domain *em_domain_owner(const void *address)
@@ -267,6 +297,8 @@ void em_domain_sum(const execmem_domain *d, execmem_shard *out)
 		out->fills += __atomic_load_n(&s->fills, __ATOMIC_RELAXED);
 		out->fill_bytes += __atomic_load_n(&s->fill_bytes, __ATOMIC_RELAXED);
 		out->refusals += __atomic_load_n(&s->refusals, __ATOMIC_RELAXED);
+		out->quarantined_bytes += __atomic_load_n(&s->quarantined_bytes, __ATOMIC_RELAXED);
+		out->quarantined_blocks += __atomic_load_n(&s->quarantined_blocks, __ATOMIC_RELAXED);
 		out->events += __atomic_load_n(&s->events, __ATOMIC_RELAXED);
 	}
 }
@@ -368,6 +400,10 @@ int execmem_domain_limit(execmem_domain *domain, uint64_t limit)
 	if (!d->open) {
 		em_sys_unlock(&tree_lock);
 		return refuse_closed();
+	}
+	if (!d->writable) { /* it is sealed under the tree's lock */
+		em_sys_unlock(&tree_lock);
+		return em_domain_refuse_sealed(d);
 	}
 	lock_subtree(d); /* nobody allocates there while the first count is made */
 	if (!d->limited)
@@ -488,6 +524,29 @@ static void keep_closed(execmem_domain *d)
 	closed_count++;
 }
 
+/* What hardens: to the nearest chunk. */
+static int set_hardening(execmem_domain *d, const execmem_options *o, const execmem_domain *parent)
+{
+	uint32_t above = parent ? parent->ledger.header->trust : 0;
+
+	if (o->gap > EXECMEM_GAP_MAX)
+		return em_error_set(EXECMEM_EINVAL, "a gap has at most %d bytes; %llu were asked for.", EXECMEM_GAP_MAX,
+		                    (unsigned long long)o->gap);
+	if (o->trust > EXECMEM_TRUST_MAX)
+		return em_error_set(EXECMEM_EINVAL, "a trust class is a number from 0 to %d, not %llu.", EXECMEM_TRUST_MAX,
+		                    (unsigned long long)o->trust);
+	if (o->trust && o->trust < above)
+		return em_error_set(EXECMEM_EINVAL,
+		                    "trust class %llu is trusted more than class %llu of the parent domain; give %llu or more, or 0 for "
+		                    "the parent's.",
+		                    (unsigned long long)o->trust, (unsigned long long)above, (unsigned long long)above);
+	d->ledger.header->trust = o->trust ? o->trust : above;
+	d->quarantine = o->quarantine;
+	d->gap = (o->gap + EXECMEM_CHUNK - 1) / EXECMEM_CHUNK;
+	d->no_park = d->quarantine || d->gap;
+	return 0;
+}
+
 static int check_options(const execmem_options *o, struct em_map_options *out)
 {
 	uint64_t window = o->window ? o->window : o->near_address ? 256ull << 20 : 2048ull << 20;
@@ -546,6 +605,8 @@ static int open_locked(const execmem_options *o, execmem_domain *parent, execmem
 		d->map.mode == EXECMEM_MODE_ALIAS && !d->arch->flush && d->arch->fill_sync == EM_ARCH_SYNC_NONE && d->arch->trap_size == 1;
 	d->copied_ledger = -1;
 	err = add_leaves((uintptr_t)d->map.window, em_domain_offset(d->map.packs, 0));
+	if (err == 0)
+		err = set_hardening(d, o, parent);
 	if (err == 0 && !open_shard(d, 0))
 		err = em_error_set(EXECMEM_ENOMEM, "out of memory for a domain's first shard.");
 	if (err < 0)
@@ -569,7 +630,7 @@ static int open_locked(const execmem_options *o, execmem_domain *parent, execmem
 		d->next_sibling = parent->first_child;
 		parent->first_child = d;
 	}
-	d->open = true;
+	d->open = d->writable = true;
 	em_index_set_owner(&atlas, h->window, em_domain_offset(d->map.packs, 0), d);
 	*out = d;
 	return 0;
@@ -644,6 +705,16 @@ int execmem_domain_open(const execmem_options *options, execmem_domain **out)
 
 /* ---- closing ---- */
 
+/* The domain or one below it that is sealed, NULL: none. */
+static const execmem_domain *find_sealed(const execmem_domain *d)
+{
+	const execmem_domain *found = d->writable ? NULL : d;
+
+	for (const execmem_domain *child = d->first_child; child && !found; child = child->next_sibling)
+		found = find_sealed(child);
+	return found;
+}
+
 /* Refuses, or gives everything back. Children first. The tree's lock is held. */
 static int close_locked(execmem_domain *d, bool force)
 {
@@ -660,6 +731,8 @@ static int close_locked(execmem_domain *d, bool force)
 	h = d->ledger.header;
 	if (!d->parent)
 		return em_error_set(EXECMEM_EBUSY, "the root domain lives as long as the process; free its blocks instead.");
+	if (find_sealed(d))
+		return em_domain_refuse_sealed(find_sealed(d));
 	if (!force && d->first_child)
 		return em_error_set(EXECMEM_EBUSY, "domain \"%s\" has children; close them first, or force.", h->name);
 	while (d->first_child)
@@ -672,7 +745,7 @@ static int close_locked(execmem_domain *d, bool force)
 		em_domain_leave_all(d);
 		return EXECMEM_EBUSY;
 	}
-	d->open = false;
+	d->open = d->writable = false;
 	em_domain_leave_all(d);
 	while (atomic_load(&d->makers)) /* they find it closed and give up */
 		em_sys_nap();

@@ -2,6 +2,7 @@
  *
  *   open --------> live blocks come and go --------> closed (execmem_domain_close; the handle then answers ECLOSED)
  *     \-- fork --> in both processes: goes on; blocks that the other may run are kept as they are (fork.h)
+ *      \-- seal --> for good: its code runs, every call that would change it answers ESEALED (seal.c)
  *
  * A domain's packs are divided among shards, each with a lock, free runs, parked blocks and counters of its own. A thread that comes
  * for memory has a shard for its home: the first EM_SHARDS threads one each, later ones share. A block is freed under the lock of the
@@ -31,6 +32,11 @@ enum {
 	/* Used bytes above which caches do not hold them, so a block that is freed is taken to be in none; few in a debug build, so that
 	 * tests get there. */
 	EM_DOMAIN_MUCH = EM_DEBUG ? 1 << 20 : 32 << 20,
+	EM_DICE = 64,
+};
+
+struct em_quarantine { /* quarantine.h; places in the window, in chunks, plus 1; 0: it is empty */
+	uint32_t oldest, newest;
 };
 
 struct em_shard {
@@ -54,6 +60,8 @@ struct em_shard {
 	uint32_t shut_chunks[EXECMEM_KINDS]; /* of the free ones, those in draining packs */
 	uint32_t drain_at[EXECMEM_KINDS];    /* free chunks at which to look again for a pack to drain */
 	struct em_park park[EXECMEM_KINDS];
+	struct em_quarantine quarantine;
+	uint32_t dice[EM_DICE], dice_left; /* random numbers for gaps, drawn ahead */
 };
 
 struct em_gate { /* a lock on cache lines of its own */
@@ -67,12 +75,16 @@ struct execmem_domain {
 	struct em_shard *shards[EM_SHARDS]; /* there while the domain is open */
 	_Atomic uint32_t shard_count;
 	bool open;              /* written under all shards' locks */
+	bool writable;          /* open and not sealed; likewise */
+	bool no_park;           /* what is freed is not parked at once: the domain has a quarantine or gaps */
 	bool limited;           /* has had a limit; under the locks of its whole subtree */
 	bool plain; /* shards can be: mode alias, on a CPU where a store to code needs nothing done after it and traps are bytes */
 	uint8_t blank[EXECMEM_KINDS]; /* those bytes */
-	bool charged; /* it or a domain above is limited, so charges are kept; like `limited` */
-	uint32_t forks; /* of em_domain_forks when it was opened, or inherited */
-	int copied_ledger; /* for the child, while the process forks */
+	bool charged;           /* it or a domain above is limited, so charges are kept; like `limited` */
+	uint64_t quarantine;    /* bytes a shard; 0: none */
+	uint32_t gap;           /* chunks at most; 0: none */
+	uint32_t forks;         /* of em_domain_forks when it was opened, or inherited */
+	int copied_ledger;      /* for the child, while the process forks */
 	execmem_domain *parent; /* the tree: under the tree's lock */
 	execmem_domain *first_child;
 	execmem_domain *next_sibling; /* also links closed ones */
@@ -98,16 +110,20 @@ extern const struct em_domain_at_fork em_domain_at_fork;
 extern uint32_t em_domain_forks; /* forks that lie between the first process and this one */
 extern execmem_domain *em_domain_default; /* the root; atomic; NULL until first used */
 
-/* Locks the caller's home shard in a domain (NULL: the root). NULL and an error: it is closed, forked or never was. */
+/* Locks the caller's home shard in a domain (NULL: the root), to change it. NULL and an error: it is closed, sealed, forked or never was. */
 struct em_shard *em_domain_enter_slow(execmem_domain *domain);
 /* Locks any shard, for a question about the whole domain: gives nobody a home. Errors likewise. */
 struct em_shard *em_domain_enter_asking(execmem_domain *domain);
 /* Locks the shard whose pack has the address; NULL and an error: likewise, or it lies outside the domain's window. */
 struct em_shard *em_domain_enter_at_slow(execmem_domain *domain, uint64_t address);
+struct em_shard *em_domain_enter_at_asking(execmem_domain *domain, uint64_t address); /* sealed or not */
+int em_domain_refuse_sealed(const execmem_domain *domain) __attribute__((cold));
+void em_domain_lock_tree(void);
+void em_domain_unlock_tree(void);
 /* The domain whose window has the address; NULL and EFOREIGN: none. Takes no lock. */
 execmem_domain *em_domain_owner(const void *address);
 execmem_domain *em_domain_at(uint64_t address); /* the same without an error; for signal handlers too */
-/* Locks all shards, for what concerns the whole domain. */
+/* Locks all shards, for what concerns the whole domain, sealed or not. */
 int em_domain_enter_all(execmem_domain *domain, execmem_domain **out);
 void em_domain_leave_all(execmem_domain *domain);
 void em_domain_lock_all(execmem_domain *domain); /* the same, open or not; the tree's lock is held */
@@ -130,7 +146,7 @@ EM_HOT struct em_shard *em_domain_enter(execmem_domain *domain)
 			number++;
 		if (EM_LIKELY(number < EM_SHARDS)) {
 			em_sys_lock(&d->gates[number].lock);
-			if (EM_LIKELY(d->open))
+			if (EM_LIKELY(d->writable))
 				return d->shards[number];
 			em_sys_unlock(&d->gates[number].lock);
 		}
@@ -149,7 +165,7 @@ EM_HOT struct em_shard *em_domain_enter_at(execmem_domain *domain, uint64_t addr
 		if (EM_LIKELY(pack < d->map.packs)) {
 			number = em_domain_shard_of(d, pack);
 			em_sys_lock(&d->gates[number].lock);
-			if (EM_LIKELY(d->open && em_domain_shard_of(d, pack) == number && pack < d->map.packs))
+			if (EM_LIKELY(d->writable && em_domain_shard_of(d, pack) == number && pack < d->map.packs))
 				return d->shards[number];
 			em_sys_unlock(&d->gates[number].lock);
 		}

@@ -36,6 +36,7 @@ static const struct {
 	{EXECMEM_ECLOSED, "ECLOSED"},
 	{EXECMEM_EFORKED, "EFORKED"},
 	{EXECMEM_EUNSUPPORTED, "EUNSUPPORTED"},
+	{EXECMEM_ESEALED, "ESEALED"},
 };
 
 /* Name; who refuses what; what to do. */

@@ -143,7 +143,7 @@ int execmem_find(const void *address, execmem_info *out)
 
 	if (!out)
 		return em_error_null("out");
-	s = d ? em_domain_enter_at(d, (uintptr_t)address) : NULL;
+	s = d ? em_domain_enter_at_asking(d, (uintptr_t)address) : NULL;
 	if (!s)
 		return execmem_error_code();
 	err = em_block_find(s, (uintptr_t)address, &at);

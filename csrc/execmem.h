@@ -36,7 +36,8 @@ enum execmem_error {
 	EXECMEM_ESYSTEM = -11,   /* a system call failed in a way no other code tells */
 	EXECMEM_ECLOSED = -12,   /* the domain is closed */
 	EXECMEM_EFORKED = -13,   /* the block was placed before fork(): both processes run it, and it cannot be changed */
-	EXECMEM_EUNSUPPORTED = -14 /* this CPU or this kernel cannot do what was asked */
+	EXECMEM_EUNSUPPORTED = -14, /* this CPU or this kernel cannot do what was asked */
+	EXECMEM_ESEALED = -15      /* the domain is sealed: nothing in it changes any more */
 };
 
 enum execmem_kind { EXECMEM_TEXT = 0, EXECMEM_RODATA = 1, EXECMEM_DATA = 2, EXECMEM_KINDS = 3 };
@@ -96,7 +97,17 @@ enum execmem_block_state {
 	EXECMEM_BLOCK_FILLED = 2,   /* written at least once */
 	EXECMEM_BLOCK_PARKED = 3,   /* freed and blank; kept whole for the next block of its length */
 	EXECMEM_BLOCK_HELD = 7,     /* freed, but a forked process may run it: kept as it is. `born_ms` is when it was freed */
+	EXECMEM_BLOCK_QUARANTINED = 11, /* freed and blank; kept from all for now. As HELD it has both bits of PARKED */
 	EXECMEM_BLOCK_DYING = 16    /* added to another: within a free_many that has not ended */
+};
+
+/* Who keeps a sealed domain from being written. docs/lockdown.md tells what each stops. */
+enum execmem_sealed {
+	EXECMEM_SEALED_NOT = 0,
+	EXECMEM_SEALED_LIBRARY = 1,  /* this library alone: it has given up its own ways to write */
+	EXECMEM_SEALED_MAPPINGS = 2, /* and the kernel keeps the mappings as they are; private memory can still be written through
+	                              * /proc/self/mem */
+	EXECMEM_SEALED_KERNEL = 3    /* and the kernel refuses every way to write code that a process has */
 };
 
 enum execmem_event_op {
@@ -117,6 +128,8 @@ enum execmem_limits {
 	EXECMEM_NAME_MAX = 255,       /* bytes of a block's name, longer ones are refused */
 	EXECMEM_WINDOW_PACKS_MAX = 4096,
 	EXECMEM_SHARDS_MAX = 16,
+	EXECMEM_GAP_MAX = 1048576, /* bytes */
+	EXECMEM_TRUST_MAX = 255,
 	EXECMEM_NAME_CELL = 32,       /* bytes of one cell of the name heap */
 	EXECMEM_NAME_CELL_TEXT = 28
 };
@@ -164,6 +177,8 @@ typedef struct execmem_header { /* at offset 0 */
 	uint32_t packs_top; /* packs beyond this were never made */
 	uint32_t names_top;
 	uint32_t name_pages_open; /* private */
+	uint32_t trust; /* class: 0 is trusted most */
+	uint32_t sealed; /* enum execmem_sealed */
 } execmem_header;
 
 /* What the blocks of one shard come to. A shard is a part of a domain with packs and books of its own, so that threads do not wait
@@ -177,16 +192,18 @@ typedef struct execmem_shard {
 	uint64_t fill_bytes;
 	uint64_t refusals; /* calls that ended in an error */
 	uint64_t events; /* ever written; the newest of its ring is at (events - 1) % events_max */
-	uint64_t reserved[8];
+	uint64_t quarantined_bytes; /* of freed blocks that wait, as rounded */
+	uint64_t quarantined_blocks;
+	uint64_t reserved[6];
 } execmem_shard;
 
 typedef struct execmem_pack { /* one cache line a pack */
 	uint64_t address;
 	uint64_t classes[2]; /* private: bit c: a free run of size class c exists */
 	uint32_t usable_chunks; /* mapped and open for blocks */
-	uint32_t used_chunks; /* of live and parked blocks */
+	uint32_t used_chunks; /* of live, parked and quarantined blocks */
 	uint32_t blocks; /* live ones */
-	uint32_t parked; /* freed blocks kept whole for the next of their length */
+	uint32_t parked; /* freed blocks kept whole: for the next of their length, or in quarantine */
 	uint32_t span_packs; /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
 	uint32_t born_ms;
 	uint32_t held; /* freed blocks that are kept as they are, for forked processes */
@@ -231,6 +248,9 @@ typedef struct execmem_options { /* all zero: a child of the root, no limit, any
 	int32_t write_mode; /* enum execmem_write_mode */
 	int32_t small_pages; /* 1: never ask for 2 MB pages */
 	int32_t reserved;
+	uint64_t quarantine; /* bytes of freed blocks that each shard keeps from reuse, first in, first out; 0: none */
+	uint32_t gap; /* bytes: a block lies at random up to so much behind the start of the free run it is taken from; 0: none */
+	uint32_t trust; /* class of the code, 1 .. 255: more is less trusted. 0, or the parent's: as the parent; never below it */
 } execmem_options;
 
 typedef struct execmem_stats {
@@ -264,6 +284,11 @@ typedef struct execmem_stats {
 	uint32_t domain;
 	uint32_t parent;
 	uint64_t backing; /* enum execmem_backing */
+	uint64_t quarantined_bytes; /* of freed blocks that wait, rounded; in no other count of blocks */
+	uint64_t quarantined_blocks;
+	uint64_t idle_bytes; /* of packs, open for blocks and of no live one: free, parked or quarantined */
+	uint32_t sealed; /* enum execmem_sealed */
+	uint32_t trust;
 } execmem_stats;
 
 typedef struct execmem_verdict { /* what execmem_probe_mode tells of a write mode */
@@ -333,6 +358,11 @@ int execmem_domain_limit(execmem_domain *domain, uint64_t limit); /* bytes, UINT
 int execmem_domain_stats(execmem_domain *domain, execmem_stats *out); /* asks the kernel: microseconds a pack */
 int execmem_domain_count(execmem_domain *domain, execmem_shard *out); /* the sums over its shards; about 0.1 us, asks nobody */
 const execmem_header *execmem_domain_ledger(execmem_domain *domain); /* readable until the domain closes */
+/* No call writes to the domain from here on, for ever: what would answers ESEALED and changes nothing, closing the domain or one above
+ * it included. Its code runs, and is asked about as before; its data blocks stay writable by the program. Calls in flight end first. Its
+ * quarantine and its empty packs go back. Children are not sealed, and can still be opened. 0 too when it is sealed already; an error has sealed nothing.
+ * Who keeps it is in execmem_stats. Tens of microseconds. */
+int execmem_domain_seal(execmem_domain *domain);
 const char *execmem_domain_check(execmem_domain *domain); /* NULL: lawful, else the broken law; walks everything */
 
 int execmem_error_code(void);

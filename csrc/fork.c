@@ -1,5 +1,6 @@
 /* fork: see fork.h. */
 #include "fork.h"
+#include "quarantine.h"
 #include "supply.h"
 
 enum { WITNESSES = 64 }; /* a descriptor each, and a system call a tick; a server seldom has more workers */
@@ -201,6 +202,7 @@ static void inherit_packs(execmem_domain *d)
 
 		s->shared = s->inherits = true;
 		s->plain = s->undrained = false;
+		em_quarantine_inherit(s);
 		for (int kind = 0; kind < EXECMEM_KINDS; kind++)
 			if (is_shared(d, kind)) {
 				s->index[kind] = (struct em_index){0};
@@ -236,6 +238,8 @@ static void inherit(execmem_domain *d, uint32_t forks)
 	d->packs = (struct em_lock){.rank = EM_RANK_PACKS};
 	d->names = (struct em_lock){.rank = EM_RANK_NAMES};
 	forget_unfinished(d);
+	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++)
+		d->shards[i]->dice_left = 0; /* the parent will draw what is left there */
 	if (em_map_has_file(d->map.mode))
 		inherit_packs(d);
 	d->forks = forks;
@@ -372,7 +376,7 @@ void em_fork_release(struct em_shard *s)
 	uint32_t left = 0;
 	bool refused = false;
 
-	if (!s->shared || !look_for(s, &sight))
+	if (!s->shared || !d->writable || !look_for(s, &sight))
 		return;
 	for (uint32_t pack = 0; pack < d->ledger.header->packs_top; pack++) {
 		const execmem_pack *p = &d->ledger.packs[pack];

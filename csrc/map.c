@@ -44,7 +44,7 @@ static uint64_t pack_offset(uint32_t pack)
 /* ---- the window ---- */
 
 struct gap_search {
-	uint64_t lo, hi, need; /* window starts allowed: [lo, hi], with `need` bytes free from there */
+	uint64_t lo, hi, need; /* window starts allowed: [lo, hi], with `need` bytes free from there, and a guard before and after */
 	uint64_t previous_end;
 	uint64_t places;       /* how many aligned places were seen */
 	uint64_t wanted;       /* which of them to stop at */
@@ -55,9 +55,10 @@ static int visit_gap(void *arg, uint64_t start, uint64_t end)
 {
 	struct gap_search *s = arg;
 
-	uint64_t lo = em_round_up(s->previous_end > s->lo ? s->previous_end : s->lo, EXECMEM_PACK_SIZE);
-	uint64_t hi = start >= s->need && start - s->need < s->hi ? start - s->need : s->hi;
-	bool room = start > lo && start - lo >= s->need && hi >= lo;
+	uint64_t need = s->need + EM_MAP_GUARD, low_end = s->previous_end + EM_MAP_GUARD;
+	uint64_t lo = em_round_up(low_end > s->lo ? low_end : s->lo, EXECMEM_PACK_SIZE);
+	uint64_t hi = start >= need && start - need < s->hi ? start - need : s->hi;
+	bool room = start > lo && start - lo >= need && hi >= lo;
 	uint64_t here = room ? (hi - lo) / EXECMEM_PACK_SIZE + 1 : 0;
 
 	if (here > s->wanted - s->places) {
@@ -67,6 +68,16 @@ static int visit_gap(void *arg, uint64_t start, uint64_t end)
 	s->places += here;
 	s->previous_end = end;
 	return 0;
+}
+
+/* Reserves exactly there, with the guards. */
+static int reserve_at(uint64_t start, uint64_t size, void **out)
+{
+	int err = em_sys_reserve((void *)(uintptr_t)(start - EM_MAP_GUARD), size + 2ull * EM_MAP_GUARD, out);
+
+	if (err == 0)
+		*out = (uint8_t *)*out + EM_MAP_GUARD;
+	return err;
 }
 
 /* Without a list of mappings: tries places of the range one after the other, from anywhere on; the kernel refuses those that are taken. */
@@ -80,7 +91,7 @@ static int reserve_by_trying(uint64_t lo, uint64_t hi, uint64_t need, void **out
 	for (uint64_t i = 0; i < places; i += step) {
 		uint64_t place = (random % places + i) % places;
 
-		err = em_sys_reserve((void *)(uintptr_t)(lo + place * EXECMEM_PACK_SIZE), need, out);
+		err = reserve_at(lo + place * EXECMEM_PACK_SIZE, need, out);
 		if (err != -EEXIST)
 			return err;
 	}
@@ -108,7 +119,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 			visit_gap(&pick, USER_END, USER_END);
 		if (!pick.found)
 			continue;
-		err = em_sys_reserve((void *)(uintptr_t)pick.found, need, out);
+		err = reserve_at(pick.found, need, out);
 		if (err != -EEXIST)
 			return err;
 	}
@@ -135,8 +146,8 @@ static int reserve_near(const struct em_map_options *o, uint64_t size, void **ou
 /* Anywhere in the upper part of a 47-bit space, by getrandom; where the space is smaller, where the kernel says. */
 static int reserve_anywhere(uint64_t need, void **out)
 {
+	uint64_t start, end, total = need + EXECMEM_PACK_SIZE + 2ull * EM_MAP_GUARD;
 	void *got;
-	uint64_t start;
 	int err = -EEXIST;
 
 	for (int attempt = 0; attempt < 32 && em_sys_may_choose(); attempt++) {
@@ -146,19 +157,21 @@ static int reserve_anywhere(uint64_t need, void **out)
 		if (err < 0)
 			return err;
 		start = (1ull << 40) + (random % (0x7d0000000000ull >> EM_PACK_SHIFT) << EM_PACK_SHIFT);
-		err = em_sys_reserve((void *)(uintptr_t)start, need, out);
+		err = reserve_at(start, need, out);
 		if (err != -EEXIST)
 			break;
 	}
 	if (err == 0 || err == -EAGAIN)
 		return err;
-	err = em_sys_reserve(NULL, need + EXECMEM_PACK_SIZE, &got);
+	err = em_sys_reserve(NULL, total, &got);
 	if (err < 0)
 		return err;
-	start = em_round_up((uintptr_t)got, EXECMEM_PACK_SIZE);
-	if (start > (uintptr_t)got)
-		(void)em_sys_release(got, start - (uintptr_t)got); /* a leftover reservation costs addresses only */
-	(void)em_sys_release((void *)(uintptr_t)(start + need), (uintptr_t)got + EXECMEM_PACK_SIZE - start);
+	start = em_round_up((uintptr_t)got + EM_MAP_GUARD, EXECMEM_PACK_SIZE);
+	end = start + need + EM_MAP_GUARD;
+	if (start - EM_MAP_GUARD > (uintptr_t)got)
+		(void)em_sys_release(got, start - EM_MAP_GUARD - (uintptr_t)got); /* a leftover reservation costs addresses only */
+	if ((uintptr_t)got + total > end)
+		(void)em_sys_release((void *)(uintptr_t)end, (uintptr_t)got + total - end);
 	*out = (void *)(uintptr_t)start;
 	return 0;
 }
@@ -264,11 +277,24 @@ static int open_code_file(struct em_map *map)
 		err, policy, file.unmappable ? "map a memory file executable (mmap)" : "create a memory file (memfd_create)", instead);
 }
 
-/* munmap of many mappings can be refused for want of one more; once they are a single reservation again it needs none. */
-static void release_range(void *at, uint64_t size)
+/* munmap of many mappings can be refused for want of one more; once they are a single reservation again it needs none. An error: nothing
+ * was unmapped. */
+static int release_range(void *at, uint64_t size)
 {
-	if (em_sys_release(at, size) < 0 && em_sys_unview(at, size) == 0)
+	int err;
+
+	if (em_sys_release(at, size) == 0)
+		return 0;
+	err = em_sys_unview(at, size);
+	if (err == 0)
 		(void)em_sys_release(at, size); /* refused again: addresses stay reserved, memory does not */
+	return err;
+}
+
+/* A window or an alias. */
+static int release_guarded(uint8_t *start, uint64_t size)
+{
+	return release_range(start - EM_MAP_GUARD, size + 2ull * EM_MAP_GUARD);
 }
 
 int em_map_open(struct em_map *map, const struct em_map_options *o)
@@ -298,7 +324,7 @@ int em_map_open(struct em_map *map, const struct em_map_options *o)
 	}
 	return 0;
 undo_window:
-	release_range(map->window, pack_offset(map->packs));
+	(void)release_guarded(map->window, pack_offset(map->packs));
 undo_fd:
 	em_sys_close(map->fd);
 	map->fd = -1;
@@ -307,11 +333,28 @@ undo_fd:
 
 void em_map_close(struct em_map *map)
 {
-	release_range(map->window, pack_offset(map->packs));
+	(void)release_guarded(map->window, pack_offset(map->packs));
 	if (map->alias)
-		release_range(map->alias, pack_offset(map->packs));
+		(void)release_guarded(map->alias, pack_offset(map->packs));
 	em_sys_close(map->fd);
 	map->fd = -1;
+}
+
+int em_map_seal(struct em_map *map)
+{
+	bool file = em_map_has_file(map->mode), file_sealed;
+	int err = map->alias ? release_guarded(map->alias, pack_offset(map->packs)) : 0;
+
+	if (err < 0)
+		return em_error_system(err, "unmap the writable alias of a domain that is to be sealed");
+	map->alias = NULL;
+	map->sealed = true;
+	file_sealed = file && em_sys_seal_file(map->fd) == 0 && !map->inherited;
+	em_sys_close(map->fd);
+	map->fd = -1;
+	if (em_sys_seal(map->window - EM_MAP_GUARD, pack_offset(map->packs) + 2ull * EM_MAP_GUARD) < 0)
+		return EXECMEM_SEALED_LIBRARY;
+	return file_sealed ? EXECMEM_SEALED_KERNEL : EXECMEM_SEALED_MAPPINGS;
 }
 
 /* The address of the alias stays the same; what it led to is gone, also where it could not be hidden from children. */
@@ -320,7 +363,8 @@ int em_map_inherit(struct em_map *map)
 	em_sys_close(map->fd);
 	map->fd = -1;
 	map->file_size = 0;
-	if (map->mode == EXECMEM_MODE_PROCMEM)
+	map->inherited = !map->sealed;
+	if (map->mode == EXECMEM_MODE_PROCMEM && !map->sealed)
 		(void)em_sys_self_mem(&map->fd); /* the inherited one is the parent's memory. Refused: writes say so */
 	return map->alias ? em_sys_unview(map->alias, pack_offset(map->packs)) : 0;
 }
@@ -471,7 +515,7 @@ static bool collapse_file(struct em_map *map, uint32_t pack, bool fresh)
 	/* At its own addresses the view that can be executed will replace it. */
 	collapsed = em_sys_view(at, EXECMEM_PACK_SIZE, EM_READ, map->fd, pack_offset(pack)) == 0 && collapse_view(at);
 	if (scratch)
-		release_range(scratch, 2 * EXECMEM_PACK_SIZE);
+		(void)release_range(scratch, 2 * EXECMEM_PACK_SIZE);
 	return collapsed;
 }
 
@@ -640,7 +684,7 @@ uint64_t em_map_resident(const struct em_map *map)
 {
 	uint64_t bytes = 0;
 
-	if (em_map_has_file(map->mode))
+	if (em_map_has_file(map->mode) && !map->sealed)
 		return em_sys_file_resident(map->fd, NULL);
 	(void)em_sys_scan(map->window, pack_offset(map->packs), EM_SYS_PRESENT, &bytes);
 	return bytes;
@@ -677,8 +721,9 @@ static int count_vma(void *arg, uint64_t start, uint64_t end)
 uint64_t em_map_vmas(const struct em_map *map)
 {
 	struct vma_count c = {
-		.lo = {(uintptr_t)map->window, (uintptr_t)map->alias},
-		.hi = {(uintptr_t)map->window + pack_offset(map->packs), map->alias ? (uintptr_t)map->alias + pack_offset(map->packs) : 0},
+		.lo = {(uintptr_t)map->window - EM_MAP_GUARD, map->alias ? (uintptr_t)map->alias - EM_MAP_GUARD : 0},
+		.hi = {(uintptr_t)map->window + pack_offset(map->packs) + EM_MAP_GUARD,
+		       map->alias ? (uintptr_t)map->alias + pack_offset(map->packs) + EM_MAP_GUARD : 0},
 	};
 
 	return em_sys_mappings(count_vma, &c) < 0 ? EM_MAP_UNTOLD : c.count;

@@ -1,8 +1,8 @@
 /* map: the window, its packs, and the doors through which bytes get in.
  *
- *   window   | pack 0 | pack 1 | pack 2 |  reserved, no access ...  |
- *   file       0        2 MB     4 MB      one file:  pack i is at offset i * 2 MB, so neighbours share one mapping
- *   alias    | pack 0 | pack 1 | pack 2 |  reserved ...             |   (modes alias and pkey only, at an unrelated random address, RW-)
+ *   window   guard | pack 0 | pack 1 | pack 2 |  reserved, no access ...  | guard
+ *   file             0        2 MB     4 MB      one file: pack i is at offset i * 2 MB, so neighbours share one mapping
+ *   alias    guard | pack 0 | pack 1 | pack 2 |  reserved ...             | guard   (modes alias and pkey only, at an unrelated random address, RW-)
  *
  * Offsets are bytes from the window's start. A pack is born here with all its memory blank (traps for text, zeros otherwise) before
  * the first view that can be executed exists (data packs are private memory in every mode); in mode procmem alone the pages read as zeros for the moment between mapping and
@@ -17,7 +17,10 @@
 
 #include "base.h"
 
-enum { EM_MAP_BLANK = 4096 }; /* bytes of one blank unit: one that stays in the first cache is written quickest */
+enum {
+	EM_MAP_BLANK = 4096,   /* bytes of one blank unit: one that stays in the first cache is written quickest */
+	EM_MAP_GUARD = 65536, /* bytes without access before and after the window, and the alias: addresses only */
+};
 
 struct em_map_options {
 	int mode;            /* not AUTO */
@@ -33,11 +36,13 @@ struct em_map {
 	int mode;
 	bool small_pages;
 	bool far;            /* the fallback was taken */
-	int fd;              /* memfd or unlinked file; /proc/self/mem in procmem; -1 in flip */
+	bool sealed;         /* for ever */
+	bool inherited;      /* some of its packs may lie in the parent process's file */
+	int fd;              /* memfd or unlinked file; /proc/self/mem in procmem; -1 in flip, and once sealed */
 	uint32_t backing;    /* enum execmem_backing */
 	uint32_t packs;
 	uint8_t *window;
-	uint8_t *alias;      /* NULL but in modes alias and pkey */
+	uint8_t *alias;      /* NULL but in modes alias and pkey, and once sealed */
 	int key;             /* protection key of the alias; 0, which is everybody's: none */
 	const uint8_t *traps;
 	uint64_t file_size;
@@ -67,6 +72,10 @@ int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint
 int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, bool *huge);
 /* Gives packs back to the system. What cannot be unmapped stays mapped and blank, and is reused when the pack is made again. */
 void em_map_remove(struct em_map *map, uint32_t pack, uint32_t packs);
+
+/* Gives up every way to write that the library has, and asks the kernel to refuse others: an enum execmem_sealed says how far it does.
+ * Nobody opens a door or makes a pack meanwhile or later. Negative: the alias could not be unmapped, and all is as it was. */
+int em_map_seal(struct em_map *map);
 
 /* For poke only. The range lies in one extent [extent, extent + extent_size): the mapped part of a pack or a span. */
 int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t extent, uint64_t extent_size, struct em_map_door *out);

@@ -234,7 +234,7 @@ static void pyblock_finalize(PyObject *self)
 	if (PySys_Audit("execmem.free", "K", b->address) < 0)
 		PyErr_WriteUnraisable(self);
 	err = ((struct pyblock_domain *)b->domain)->handle ? pyblock_give(b) : 0;
-	if (err < 0 && err != EXECMEM_ECLOSED && err != EXECMEM_EFORKED) {
+	if (err < 0 && err != EXECMEM_ECLOSED && err != EXECMEM_EFORKED && err != EXECMEM_ESEALED) {
 		pyblock_raise(err, true);
 		PyErr_WriteUnraisable(self);
 	}

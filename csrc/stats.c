@@ -5,6 +5,7 @@
 #include "domain.h"
 #include "error.h"
 #include "fork.h"
+#include "quarantine.h"
 
 static uint64_t largest_free(const execmem_domain *d)
 {
@@ -32,12 +33,21 @@ static bool is_whole(const execmem_domain *d, uint32_t pack)
 	return p->state != EXECMEM_PACK_ABSENT && em_domain_offset(pack + 1, 0) <= end;
 }
 
+static uint64_t usable_bytes(const execmem_domain *d)
+{
+	uint64_t chunks = 0;
+
+	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++)
+		chunks += d->ledger.packs[pack].usable_chunks; /* of a span its first pack has all */
+	return chunks << EM_CHUNK_SHIFT;
+}
+
 static void ask_kernel(execmem_domain *d, execmem_stats *out)
 {
 	bool untold = false;
 
 	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
-		if (d->ledger.packs[pack].kind == EXECMEM_DATA && em_map_has_file(d->map.mode)) /* in no file */
+		if (d->ledger.packs[pack].kind == EXECMEM_DATA && em_map_has_file(d->map.mode) && !d->map.sealed) /* in no file */
 			out->resident_bytes += em_map_present(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
 		out->held_blocks += d->ledger.packs[pack].held;
 		if (is_whole(d, pack)) {
@@ -96,6 +106,11 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		.domain = h->domain,
 		.parent = h->parent,
 		.backing = d->map.backing,
+		.quarantined_bytes = sum.quarantined_bytes,
+		.quarantined_blocks = sum.quarantined_blocks,
+		.idle_bytes = usable_bytes(d) - (sum.used_bytes - atomic_load(&d->making_bytes)),
+		.sealed = h->sealed,
+		.trust = h->trust,
 	};
 	ask_kernel(d, out);
 	em_domain_leave_all(d);
@@ -135,6 +150,7 @@ struct census { /* of one shard */
 	uint32_t shut_chunks[EXECMEM_KINDS];
 	uint64_t parked_chunks[EXECMEM_KINDS];
 	uint64_t held_blocks;
+	uint64_t quarantined;
 };
 
 /* Law 2, on the memory itself. */
@@ -160,9 +176,12 @@ static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t 
 		c->held_blocks += block->state == EXECMEM_BLOCK_HELD;
 		return NULL; /* another process may write there, or this one must not */
 	}
-	if (block->state == EXECMEM_BLOCK_PARKED) {
-		c->parked_chunks[block->kind] += bytes >> EM_CHUNK_SHIFT;
-		return is_blank(d, pack, first, (uint32_t)(bytes >> EM_CHUNK_SHIFT)) ? NULL : "a parked block is not blank";
+	if (block->state == EXECMEM_BLOCK_PARKED || block->state == EXECMEM_BLOCK_QUARANTINED) {
+		bool parked = block->state == EXECMEM_BLOCK_PARKED;
+
+		c->parked_chunks[block->kind] += parked ? bytes >> EM_CHUNK_SHIFT : 0;
+		c->quarantined += !parked;
+		return is_blank(d, pack, first, (uint32_t)(bytes >> EM_CHUNK_SHIFT)) ? NULL : "a parked or quarantined block is not blank";
 	}
 	if ((block->state != EXECMEM_BLOCK_RESERVED && block->state != EXECMEM_BLOCK_FILLED && !(block->state & EXECMEM_BLOCK_DYING)) ||
 	    block->kind != d->ledger.packs[pack].kind)
@@ -251,6 +270,10 @@ static const char *check_shard(const execmem_domain *d, const struct em_shard *s
 	for (uint32_t pack = 0; !broken && pack < em_peek(d->ledger.header->packs_top); pack++)
 		if (em_domain_shard_of(d, pack) == s->number)
 			broken = check_pack(d, s, pack, &c);
+	if (!broken)
+		broken = em_quarantine_check(s);
+	if (!broken && c.quarantined != s->books->quarantined_blocks)
+		broken = "a quarantined block is not in its shard's quarantine";
 	if (broken)
 		return broken;
 	total->blocks += c.blocks;

@@ -90,14 +90,14 @@ static int window_full(const execmem_domain *d, uint64_t bytes)
 
 /* ---- leaving and coming back ---- */
 
-static void leave(struct em_shard *s, uint64_t bytes)
+void em_supply_leave(struct em_shard *s, uint64_t bytes)
 {
 	atomic_fetch_add(&s->domain->making_bytes, bytes);
 	atomic_fetch_add(&s->domain->makers, 1);
 	em_domain_leave(s);
 }
 
-static int come_back(struct em_shard *s, uint64_t bytes)
+int em_supply_come_back(struct em_shard *s, uint64_t bytes)
 {
 	execmem_domain *d = s->domain;
 	bool open;
@@ -292,14 +292,14 @@ static int make_pack(struct em_shard *s, int kind, uint64_t need, uint64_t bytes
 
 	while (usable < need)
 		usable *= 2;
-	leave(s, bytes);
+	em_supply_leave(s, bytes);
 	err = claim_some(s, kind, 1, need, &pack);
 	if (err == 0)
 		err = small ? em_map_grow(&d->map, pack, kind, 0, usable) : em_map_complete(&d->map, pack, kind, 0, &huge);
 	mapped = err == 0;
 	if (err < 0 && pack != EM_PACK_NONE)
 		unclaim(d, pack, 1);
-	closed = come_back(s, bytes);
+	closed = em_supply_come_back(s, bytes);
 	if (mapped && closed == 0 && (!small || s->small[kind] == EM_PACK_NONE)) {
 		adopt_new(s, pack, kind, usable, huge);
 	} else if (mapped) { /* closed, or somebody who shares the shard was quicker */
@@ -446,6 +446,7 @@ static uint32_t pack_to_spare(const struct em_shard *s, const struct want *w, bo
 		small = p.record->state == EXECMEM_PACK_SMALL && in_need;
 		/* A small one can be grown until it holds the block, perhaps. */
 		if ((full || small) && !p.record->inherited && p.record->kind == w->kind && p.record->used_chunks < used &&
+		    p.record->parked == 0 && /* of what is parked nothing is left: blocks in quarantine stay with their shard */
 		    (small || em_classes_next(em_pack_classes(p), w->safe) < EM_PACK_CLASSES)) {
 			best = pack;
 			used = p.record->used_chunks;
@@ -517,12 +518,12 @@ static bool take_over_any(struct em_shard *s, const struct want *w, bool in_need
 		if (i == s->number || !(in_need || has_plenty(d->shards[i], w->kind)))
 			continue;
 		if (!left)
-			leave(s, bytes);
+			em_supply_leave(s, bytes);
 		left = true;
 		took = take_over_from(d->shards[i], s, w, in_need);
 	}
 	if (left)
-		*closed = come_back(s, bytes);
+		*closed = em_supply_come_back(s, bytes);
 	return took;
 }
 
@@ -730,6 +731,12 @@ void em_supply_give(struct em_shard *s, uint32_t pack, uint32_t first)
 		em_supply_idle(s, pack);
 }
 
+void em_supply_give_front(struct em_shard *s, uint32_t pack, uint32_t first, uint32_t chunks)
+{
+	em_pack_cut(em_ledger_pack(&s->domain->ledger, pack), first + chunks);
+	give_chunks(s, pack, first);
+}
+
 int em_supply_take(struct em_shard *s, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first)
 {
 	uint32_t worst = chunks + align - 1 < EXECMEM_PACK_CHUNKS ? chunks + align - 1 : EXECMEM_PACK_CHUNKS;
@@ -773,8 +780,8 @@ bool em_supply_take_run(struct em_shard *s, int kind, uint32_t chunks, uint32_t 
 	return em_index_best(&s->index[kind], w.safe, &cls, pack) && take_from(s, &w, cls, *pack, EXECMEM_PACK_WORDS, first);
 }
 
-/* Returns every pack without a live block, small ones and spares too; false when there was none. All shards are locked. */
-static bool return_empties(struct em_shard *s)
+/* Small ones and spares too. */
+bool em_supply_return_empties(struct em_shard *s)
 {
 	execmem_domain *d = s->domain;
 	bool any = false;
@@ -803,7 +810,7 @@ static bool return_all_empties(execmem_domain *domain)
 	if (em_domain_enter_all(domain, &d) < 0)
 		return false; /* closed meanwhile */
 	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++)
-		any |= return_empties(d->shards[i]);
+		any |= em_supply_return_empties(d->shards[i]);
 	em_domain_leave_all(d);
 	return any;
 }
@@ -856,14 +863,14 @@ int em_supply_take_span(struct em_shard *s, int kind, uint64_t bytes, uint32_t *
 	uint32_t packs = (uint32_t)((bytes + EXECMEM_PACK_SIZE - 1) >> EM_PACK_SHIFT), first;
 	int err, closed;
 
-	leave(s, bytes);
+	em_supply_leave(s, bytes);
 	err = claim_some(s, kind, packs, bytes, &first);
 	if (err == 0) {
 		err = map_span(&d->map, kind, bytes, first, packs);
 		if (err < 0)
 			unclaim(d, first, packs);
 	}
-	closed = come_back(s, bytes);
+	closed = em_supply_come_back(s, bytes);
 	if (err == 0 && closed < 0) {
 		em_map_remove(&d->map, first, packs);
 		unclaim(d, first, packs);

@@ -20,9 +20,18 @@ int em_supply_take(struct em_shard *shard, int kind, uint32_t chunks, uint32_t a
 bool em_supply_take_run(struct em_shard *shard, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first);
 /* Gives a block's chunks back: its memory is blank and its record dropped already. */
 void em_supply_give(struct em_shard *shard, uint32_t pack, uint32_t first);
-/* The same for a block larger than a pack. `bytes` is rounded to pages. */
+/* Gives the first chunks of a block back, which has no record yet and starts behind them from now on. */
+void em_supply_give_front(struct em_shard *shard, uint32_t pack, uint32_t first, uint32_t chunks);
+/* The same as take and give for a block larger than a pack. `bytes` is rounded to pages. */
 int em_supply_take_span(struct em_shard *shard, int kind, uint64_t bytes, uint32_t *pack);
 void em_supply_give_span(struct em_shard *shard, uint32_t pack);
+
+bool em_supply_return_empties(
+	struct em_shard *shard); /* every pack without a block; all shards are locked. False: there was none */
+
+/* Gives the lock up for what takes long, as a maker, for a block of so many bytes that is counted already. ECLOSED: the domain is gone. */
+void em_supply_leave(struct em_shard *shard, uint64_t bytes);
+int em_supply_come_back(struct em_shard *shard, uint64_t bytes);
 
 void em_supply_idle(struct em_shard *shard, uint32_t pack); /* the last live block of a pack was parked */
 

@@ -54,6 +54,13 @@ int em_sys_key_take(int *out);
 /* view, protect; RW- over a reserved range, never for an instant without its key. */
 int em_sys_key_view(void *at, uint64_t size, int key, int fd, uint64_t offset);
 
+/* ---- sealing (sys_seal.c) ---- */
+
+/* seal; for ever: no call of this process changes, moves or unmaps a mapping of the range, which must have no hole. -ENOSYS before 6.10. */
+int em_sys_seal(void *at, uint64_t size);
+/* fseal; for ever: no write, no new writable view, no other size, through whatever descriptor. Writable views that are there stay. */
+int em_sys_seal_file(int fd);
+
 /* ---- asking ---- */
 
 enum em_sys_page { EM_SYS_PRESENT, EM_SYS_HUGE };

@@ -62,6 +62,8 @@ enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 	X(scan, ENOTTY)                                                                                                                \
 	X(maps, EACCES)                                                                                                                \
 	X(random, EAGAIN)                                                                                                              \
+	X(seal, ENOSYS)                                                                                                                \
+	X(fseal, EPERM)                                                                                                                \
 	X(sync, EPERM)                                                                                                                 \
 	X(stop, EBUSY)
 

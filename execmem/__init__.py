@@ -11,7 +11,7 @@ is free holds traps.
 
 Audit events (``sys.addaudithook``): ``execmem.alloc`` (number of the domain, size, align), ``execmem.fill`` (address,
 length; the address is None when the block is made in the same call), ``execmem.free`` (address). A batch raises one of
-each, with sizes summed and addresses as an array.
+each, with sizes summed and addresses as an array. ``execmem.seal`` (number of the domain).
 """
 
 from execmem.domain import Block, Blocks, Domain, Stats, default_domain
@@ -32,6 +32,7 @@ from execmem.errors import (
     LimitError,
     OutOfMemoryError,
     OutOfWindowError,
+    SealedError,
     SystemCallError,
     UnsupportedError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "OutOfWindowError",
     "Policies",
     "Probe",
+    "SealedError",
     "Stats",
     "SystemCallError",
     "UnsupportedError",

@@ -28,7 +28,6 @@ An arrow is a strong reference, so nothing loses the ground under its feet while
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import sysconfig
 import weakref
@@ -53,6 +52,7 @@ from execmem.errors import (
     FreedAddressError,
     InvalidAddressError,
     InvalidArgumentError,
+    SealedError,
     raise_last,
 )
 from execmem.function import Function
@@ -63,7 +63,6 @@ from execmem.memory import (
     WORD,
     WORD_MAX,
     parse_bytes,
-    resolve_near,
     to_bytes,
     to_kind,
     to_name,
@@ -80,10 +79,12 @@ if TYPE_CHECKING:
     from execmem.memory import BytesLike, Libc, Words, WordsLike
 
 FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-SPARES: Final[list[bytearray]] = []  # one at most: where ``place_many`` gathers what it is given
-SPARE_SIZE: Final = 1 << 20
 READINGS: Final = 5  # of a ledger that changes under the reader
-GONE: Final = (lib.EXECMEM_ECLOSED, lib.EXECMEM_EFORKED)  # a __del__ that meets these has nothing left to do
+GONE: Final = (
+    lib.EXECMEM_ECLOSED,
+    lib.EXECMEM_EFORKED,
+    lib.EXECMEM_ESEALED,
+)  # a __del__ that meets these has nothing left to do
 
 
 # ---- blocks ----
@@ -235,8 +236,8 @@ class Block(BlockBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free the block unless it was freed; an error on its way is not hidden behind a holder."""
-        if not self._live or self.domain.closed:
+        """Free the block unless it was freed or is sealed; an error on its way is not hidden behind a holder."""
+        if not self._live or self.domain.closed or self.domain.sealed:
             return
         with suppress(BlockBusyError) if kind else nullcontext():
             self.free()
@@ -435,11 +436,18 @@ class Domain(DomainBase):
         ``"alias"``.
     small_pages
         Never ask for 2 MB pages.
+    quarantine
+        Bytes of freed blocks, those of each thread's part of the domain by itself, that are kept from reuse, first in,
+        first out; None for none. Blocks larger than this or than a pack are not kept.
+    gap
+        Bytes, at most 1 MB: each block lies at random up to so far behind the start of the free run it is taken from.
+    trust
+        Class of the code, 0 (trusted most) to 255; 0 takes the parent's, and none may be below it.
 
     Notes
     -----
     Leaving a ``with`` closes the domain and frees its blocks; it raises ``BusyError`` when a view, a callable or a
-    table of the domain lives. Drop these inside the ``with``. Opening costs about 0.1 ms.
+    table of the domain lives. Drop these inside the ``with``. Opening costs about 0.1 ms. A sealed domain stays.
 
     >>> import execmem
     >>> with execmem.Domain("plugins", limit="64M") as domain:
@@ -466,21 +474,16 @@ class Domain(DomainBase):
         window: SupportsIndex | str | None = None,
         write_mode: str | None = None,
         small_pages: bool = False,
+        quarantine: SupportsIndex | str | None = None,
+        gap: SupportsIndex | str | None = None,
+        trust: SupportsIndex = 0,
     ) -> None:
         """Open a domain."""
-        if reach is not None and near is None:
-            message = "reach tells how far from near, and there is no near; give both or neither"
-            raise InvalidArgumentError(message)
-        options = ffi.new("execmem_options *")
+        more: dict[str, Any] = {"fallback": fallback, "small_pages": small_pages, "write_mode": write_mode}
+        more |= {"quarantine": quarantine, "gap": gap, "trust": trust}
+        options = memory.to_options(limit=limit, near=near, reach=reach, window=window, **more)
         encoded = NULL if name is None else ffi.new("char[]", to_name(name))  # must live until the call is over
         options.name = encoded
-        options.limit = 0 if limit is None else parse_bytes(limit, "limit")
-        options.window = 0 if window is None else parse_bytes(window, "window")
-        options.near_address = 0 if near is None else resolve_near(near)
-        options.reach = 0 if reach is None else parse_bytes(reach, "reach")
-        options.fallback = bool(fallback)
-        options.write_mode = memory.to_mode(write_mode)
-        options.small_pages = bool(small_pages)
         out = ffi.new("execmem_domain *[1]")
         with GATE:  # so that the parent is not closed meanwhile
             try:
@@ -611,23 +614,13 @@ class Domain(DomainBase):
         texts = memory.to_texts(names)
         blocks = Blocks(self, np.diff(bounds), texts, kind)
         live = ffi.from_buffer(blocks._live)
-        spare = self._gathered(parts, int(bounds[-1]))
+        spare = memory.take_spare(int(bounds[-1]))
+        if spare is not None:
+            self._gather(parts, spare)
         source = b"".join(cast("tuple[bytes, ...]", parts)) if spare is None else ffi.from_buffer(spare)
         memory.place_many(self._use(), self.number, kind, source, bounds, align, texts, blocks.addresses, live)
-        if spare is not None and not SPARES:
-            SPARES.append(spare)
+        memory.keep_spare(spare)
         return blocks
-
-    def _gathered(self, parts: tuple[object, ...], size: int) -> bytearray | None:
-        """Return the parts one behind the other in memory that was used before; None: they are too few or too many."""
-        if not SPARE_SIZE // 8 < size <= SPARE_SIZE:
-            return None
-        try:
-            spare = SPARES.pop()
-        except IndexError:
-            spare = bytearray(SPARE_SIZE)
-        self._gather(parts, spare)
-        return spare
 
     # -- asking --
 
@@ -650,6 +643,12 @@ class Domain(DomainBase):
             raise_last(code)
 
     @property
+    def sealed(self) -> str | None:
+        """None, or who keeps the sealed domain from being written: ``"kernel"``, ``"mappings"`` or ``"library"``."""
+        with GATE:
+            return None if self._header is None else memory.SEALED_NAMES[self._header.sealed]
+
+    @property
     def write_mode(self) -> str:
         """How bytes get into its executable views: the mode in use, never "auto"."""
         with GATE:
@@ -666,18 +665,7 @@ class Domain(DomainBase):
 
     def stats(self) -> Stats:
         """Return the numbers of this moment; asks the kernel, which costs microseconds a pack."""
-        raw = ffi.new("execmem_stats *")
-        code = lib.execmem_domain_stats(self._use(), raw)
-        if code:
-            raise_last(code)
-        values = {field.name: getattr(raw, field.name) for field in dataclasses.fields(Stats)}
-        values["limit"] = None if raw.limit == WORD_MAX else raw.limit
-        values["write_mode"] = memory.MODE_NAMES[raw.write_mode]
-        values["far"] = bool(raw.far)
-        values["backing"] = ffi.string(lib.execmem_backing_name(raw.backing)).decode()
-        for untold in ("huge_bytes", "huge_packs", "vmas"):
-            values[untold] = None if values[untold] == WORD_MAX else values[untold]
-        return Stats(**values)
+        return memory.read_stats(self._use())
 
     def check(self) -> None:
         """Raise ``BrokenLawError`` when a structure of the domain is not lawful; walks everything, for tests."""
@@ -769,6 +757,25 @@ class Domain(DomainBase):
 
     # -- the end --
 
+    def seal(self) -> None:
+        """Let nothing write to the domain any more, for ever: its code runs on, every change is a ``SealedError``.
+
+        It cannot be closed either, nor a domain above it; blocks dropped later stay. ``sealed`` tells who sees to it,
+        ``docs/lockdown.md`` against what. Children are not sealed. Cost: tens of microseconds.
+
+        >>> import execmem
+        >>> domain = execmem.Domain("setup", window="2M")
+        >>> block = domain.place(bytes.fromhex("488d4707c3"))
+        >>> domain.seal()
+        >>> domain.sealed in ("kernel", "mappings", "library"), bytes(block).hex()
+        (True, '488d4707c3')
+        """
+        handle = self._use()
+        sys.audit("execmem.seal", self.number)
+        code = lib.execmem_domain_seal(handle)
+        if code:
+            raise_last(code)
+
     def close(self, *, force: bool = False) -> None:
         """Close the domain; every one of its addresses is unmapped.
 
@@ -832,8 +839,8 @@ class Domain(DomainBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the domain and free its blocks; an error on its way is not hidden behind a holder."""
-        with suppress(BusyError) if kind else nullcontext():
+        """Close the domain and free its blocks, but for sealed ones; an error on its way is not hidden by a holder."""
+        with suppress(BusyError, SealedError) if kind else suppress(SealedError):
             self.close(force=True)
 
     def _count(self, what: str) -> int:

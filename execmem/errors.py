@@ -120,6 +120,12 @@ class ForkedError(ExecmemError):
     nearest_errno = errno.EPERM
 
 
+class SealedError(ExecmemError, PermissionError):
+    """The domain is sealed: nothing in it changes any more."""
+
+    nearest_errno = errno.EPERM
+
+
 class UnsupportedError(ExecmemError):
     """The CPU or the kernel cannot do what was asked."""
 
@@ -148,6 +154,7 @@ CLASSES: dict[int, type[ExecmemError]] = {
     lib.EXECMEM_ECLOSED: ClosedError,
     lib.EXECMEM_EFORKED: ForkedError,
     lib.EXECMEM_EUNSUPPORTED: UnsupportedError,
+    lib.EXECMEM_ESEALED: SealedError,
 }
 
 

@@ -236,8 +236,8 @@ def pack_blocks(
     blocks["size"] = (end - first) * lib.EXECMEM_CHUNK - record["unused"]
     for field in ("name", "born_ms", "state", "kind"):
         blocks[field] = record[field]
-    gone = record["state"] & lib.EXECMEM_BLOCK_PARKED == lib.EXECMEM_BLOCK_PARKED  # parked, or held
-    live: npt.NDArray[np.void] = blocks[~gone]
+    freed = lib.EXECMEM_BLOCK_PARKED  # its bits are those of a quarantined block and of a held one too
+    live: npt.NDArray[np.void] = blocks[record["state"] & freed != freed]
     return live
 
 

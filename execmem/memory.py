@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
@@ -60,6 +60,12 @@ MODES: Final[dict[str | None, int]] = {
     "procmem": lib.EXECMEM_MODE_PROCMEM,
     "flip": lib.EXECMEM_MODE_FLIP,
     "pkey": lib.EXECMEM_MODE_PKEY,
+}
+SEALED_NAMES: Final[dict[int, str | None]] = {
+    lib.EXECMEM_SEALED_NOT: None,
+    lib.EXECMEM_SEALED_LIBRARY: "library",
+    lib.EXECMEM_SEALED_MAPPINGS: "mappings",
+    lib.EXECMEM_SEALED_KERNEL: "kernel",
 }
 MODE_NAMES: Final[dict[int, str]] = {number: name or "auto" for name, number in MODES.items()}
 SUFFIXES: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
@@ -263,6 +269,38 @@ def resolve_near(near: SupportsIndex | str | Libc) -> int:
     raise InvalidArgumentError(message)
 
 
+def to_options(  # noqa: PLR0913 - it is the C structure
+    *,
+    limit: SupportsIndex | str | None,
+    near: SupportsIndex | str | Libc | None,
+    reach: SupportsIndex | str | None,
+    fallback: bool,
+    window: SupportsIndex | str | None,
+    write_mode: str | None,
+    small_pages: bool,
+    quarantine: SupportsIndex | str | None,
+    gap: SupportsIndex | str | None,
+    trust: SupportsIndex,
+) -> Any:
+    """Return the arguments of ``execmem.Domain`` as the core takes them, but for its name and parent."""
+    if reach is not None and near is None:
+        message = "reach tells how far from near, and there is no near; give both or neither"
+        raise InvalidArgumentError(message)
+    options = ffi.new("execmem_options *")
+    options.limit = 0 if limit is None else parse_bytes(limit, "limit")
+    options.window = 0 if window is None else parse_bytes(window, "window")
+    options.near_address = 0 if near is None else resolve_near(near)
+    options.reach = 0 if reach is None else parse_bytes(reach, "reach")
+    options.fallback = bool(fallback)
+    options.write_mode = to_mode(write_mode)
+    options.small_pages = bool(small_pages)
+    options.quarantine = 0 if quarantine is None else parse_bytes(quarantine, "quarantine")
+    gap_size = 0 if gap is None else parse_bytes(gap, "gap")
+    options.gap = min(gap_size, lib.EXECMEM_GAP_MAX + 1)  # the core judges
+    options.trust = min(to_size(trust, "trust"), lib.EXECMEM_TRUST_MAX + 1)
+    return options
+
+
 # ---- the three calls ----
 
 
@@ -416,6 +454,26 @@ def execmem_free_many(addresses: WordsLike) -> None:
         raise_last(code, batch=True, freeing=True)
 
 
+SPARES: Final[list[bytearray]] = []  # one at most: where ``Domain.place_many`` gathers what it is given
+SPARE_SIZE: Final = 1 << 20
+
+
+def take_spare(size: int) -> bytearray | None:
+    """Return memory that was used before, for so many bytes; None: they are too few or too many."""
+    if not SPARE_SIZE // 8 < size <= SPARE_SIZE:
+        return None
+    try:
+        return SPARES.pop()
+    except IndexError:
+        return bytearray(SPARE_SIZE)
+
+
+def keep_spare(spare: bytearray | None) -> None:
+    """Keep it for the next."""
+    if spare is not None and not SPARES:
+        SPARES.append(spare)
+
+
 def alloc_many(  # noqa: PLR0913, PLR0917 - it is the C call
     handle: Any,
     number: int,
@@ -486,6 +544,8 @@ class Stats:
     ``backing`` tells where the pages come from: ``"memfd"``, ``"tmpfs"`` or ``"disk"`` (an unlinked file, where
     ``memfd_create`` is refused), or ``"private"``. ``held_blocks`` were
     freed and are kept as they are until forked processes that may run them are gone.
+    ``idle_bytes`` are those of packs that no live block has: free, or kept freed, in
+    quarantine or for reuse; what random gaps waste is among them. ``sealed`` is as ``Domain.sealed``.
     """
 
     live_blocks: int
@@ -518,10 +578,32 @@ class Stats:
     domain: int
     parent: int
     backing: str
+    quarantined_bytes: int
+    quarantined_blocks: int
+    idle_bytes: int
+    sealed: str | None
+    trust: int
 
     def as_dict(self) -> dict[str, int | str | bool | None]:
         """Return the same as a dict."""
         return asdict(self)
+
+
+def read_stats(handle: Any) -> Stats:
+    """Return the numbers of the domain of a handle."""
+    raw = ffi.new("execmem_stats *")
+    code = lib.execmem_domain_stats(handle, raw)
+    if code:
+        raise_last(code)
+    values = {field.name: getattr(raw, field.name) for field in fields(Stats)}
+    values["limit"] = None if raw.limit == WORD_MAX else raw.limit
+    values["write_mode"] = MODE_NAMES[raw.write_mode]
+    values["far"] = bool(raw.far)
+    values["backing"] = ffi.string(lib.execmem_backing_name(raw.backing)).decode()
+    for untold in ("huge_bytes", "huge_packs", "vmas"):
+        values[untold] = None if values[untold] == WORD_MAX else values[untold]
+    values["sealed"] = SEALED_NAMES[raw.sealed]
+    return Stats(**values)
 
 
 def find(address: SupportsIndex) -> Info:

@@ -6,9 +6,12 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -16,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 report: Any = importlib.import_module("report")
 run: Any = importlib.import_module("run")
 python_layer: Any = importlib.import_module("python_layer")
+hardening: Any = importlib.import_module("hardening")
 
 EMPTY: dict[str, Any] = {"cycle": {}, "python": {}}
 
@@ -200,6 +204,29 @@ def test_the_whole_covers_every_mix_and_population() -> None:
     }
     assert all("execmem-alias" in (part.peers or ["execmem-alias"]) for part in parts)
     assert {part.live for part in parts if part.threads == 2} == {1_000, 10_000, 100_000}
+
+
+def test_gaps_count_when_populations_are_fitted() -> None:
+    assert run.bytes_needed("execmem-alias-gap", 820, 1000) > 3 * run.bytes_needed("execmem-alias", 820, 1000)
+
+
+def test_what_hardening_costs_is_measured(run_child: Callable[..., str]) -> None:
+    rows = {wish: hardening.measure_memory(wish, 300, 1) for wish in hardening.WISHES}
+    assert rows["none"]["quarantined_bytes"] == 0 < rows["quarantine 1 MB"]["quarantined_bytes"] <= 1 << 20
+    assert len({row["used_bytes"] for row in rows.values()}) == 1
+    assert rows["gap 2 KB"]["idle_bytes"] > 0
+    sealed = json.loads(
+        run_child(
+            f"""
+            import json, sys
+            sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+            import hardening
+            print(json.dumps(hardening.measure_seal("alias", 20, 2)))
+            """
+        )
+    )
+    assert sealed["sealed"] in {"kernel", "mappings", "library"}
+    assert sealed["seal_us"] > 0 < sealed["open_us"]
 
 
 def test_a_part_says_how_the_driver_is_called() -> None:

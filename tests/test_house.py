@@ -138,7 +138,14 @@ SYSTEM_HEADERS: Final = re.compile(
 )
 
 
-SYSTEM_FILES: Final = ("csrc/sys_linux.c", "csrc/sys_fault.c", "csrc/sys_host.c", "csrc/sys_keys.c", "csrc/sys_stop.c")
+SYSTEM_FILES: Final = (
+    "csrc/sys_linux.c",
+    "csrc/sys_fault.c",
+    "csrc/sys_host.c",
+    "csrc/sys_keys.c",
+    "csrc/sys_seal.c",
+    "csrc/sys_stop.c",
+)
 
 
 def system_calls_in_their_files(tree: Tree) -> list[str]:
@@ -164,7 +171,7 @@ C_FLOORS: Final = (
     ("execmem.h", "base", "sys", "error"),
     ("arch", "room", "map", "pack", "park", "index", "ledger", "grave"),
     ("poke",),
-    ("domain", "report", "supply", "fork", "stats"),
+    ("domain", "report", "supply", "quarantine", "fork", "seal", "stats"),
     ("block",),
     ("batch", "execmem"),
     ("pyblock",),

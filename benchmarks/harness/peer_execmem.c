@@ -1,14 +1,20 @@
-/* peer_execmem: the library itself through its C door, one peer for each write mode. */
+/* peer_execmem: the library itself through its C door, one peer for each write mode, and for what hardens one of them. */
 #include "execmem.h"
 #include "peer.h"
 
 #include <stdio.h>
 
-enum { CODE_ALIGN = 16 };
+enum { CODE_ALIGN = 16, MODE = 0xff, QUARANTINE = 1 << 8, GAP = 1 << 9 }; /* the latter three: of a variant */
 
 static void *execmem_open(const struct peer *self, const struct peer_plan *plan, char why[PEER_WHY])
 {
-	execmem_options options = {.name = "bench", .write_mode = self->variant};
+	execmem_options options = {
+		.name = "bench",
+		.write_mode = self->variant & MODE,
+		.quarantine = self->variant & QUARANTINE ? 1 << 20 : 0,
+		.gap = self->variant & GAP ? 2048 : 0,
+		.window = self->variant & GAP ? 4ull << 30 : 0,
+	};
 	execmem_domain *domain = NULL;
 
 	(void)plan;
@@ -83,5 +89,9 @@ const struct peer peers_execmem[] = {
 	{.name = "execmem-syscall", .about = "execmem, written with pwrite", EXECMEM(EXECMEM_MODE_SYSCALL)},
 	{.name = "execmem-procmem", .about = "execmem, written through /proc/self/mem", EXECMEM(EXECMEM_MODE_PROCMEM)},
 	{.name = "execmem-flip", .about = "execmem, whole packs turned writable and back", EXECMEM(EXECMEM_MODE_FLIP)},
+	{.name = "execmem-alias-quarantine",
+	 .about = "the same as execmem-alias, 1 MB in quarantine",
+	 EXECMEM(EXECMEM_MODE_ALIAS | QUARANTINE)},
+	{.name = "execmem-alias-gap", .about = "the same as execmem-alias, random gaps up to 2 KB", EXECMEM(EXECMEM_MODE_ALIAS | GAP)},
 	{0},
 };
