@@ -25,6 +25,7 @@ def make_soak(minutes: float = 0.02) -> soak.Soak:
     return soak.Soak(argparse.Namespace(minutes=minutes, threads=2, seed=3), lambda *_: None)
 
 
+@pytest.mark.unsanitized  # a sanitizer keeps what was freed
 def test_a_soak_of_seconds_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = tmp_path / "soak.json"
     code = cli.main(["soak", "--minutes", "0.05", "--threads", "3", "--seed", "5", "--quiet", "--json", str(told)])
@@ -61,6 +62,7 @@ def test_what_is_left_behind_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("left" in text or "open at the start" in text for text in report.wrong)
 
 
+@pytest.mark.unsanitized  # a sanitizer keeps what was freed
 def test_ctrl_c_ends_it_with_the_report() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "execmem", "soak", "--minutes", "5", "--threads", "2"],
