@@ -53,6 +53,19 @@ static inline bool test_takes_mode(int mode)
 	return false;
 }
 
+/* What code that begins with "mov eax, number" and then returns gives; on other CPUs, which do not run it, what it says. */
+static inline uint32_t test_call(const void *address)
+{
+	uint32_t number;
+
+#if defined(__x86_64__)
+	number = ((uint32_t (*)(void))(uintptr_t)address)();
+#else
+	memcpy(&number, (const uint8_t *)address + 1, sizeof number);
+#endif
+	return number;
+}
+
 static inline uint64_t test_random(uint64_t *state) /* xorshift64*, Marsaglia and Vigna */
 {
 	*state ^= *state >> 12;

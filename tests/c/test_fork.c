@@ -53,23 +53,11 @@ static void write_code(uint8_t *to, uint32_t number, uint32_t size)
 	to[5] = 0xC3;
 }
 
-static uint32_t call(const void *address)
-{
-	uint32_t number;
-
-#if defined(__x86_64__)
-	number = ((uint32_t (*)(void))(uintptr_t)address)();
-#else
-	memcpy(&number, (const uint8_t *)address + 1, sizeof number);
-#endif
-	return number;
-}
-
 static void expect_slot(const struct slot *s)
 {
 	uint32_t number = atomic_load(&s->number);
 
-	EXPECT(!number || call(s->address) == number);
+	EXPECT(!number || test_call(s->address) == number);
 }
 
 static void drop(struct slot *s)
@@ -97,7 +85,7 @@ static void place(struct slot *s, uint64_t *seed)
 		INSIST(err, execmem_fill(s->address, code, s->size));
 	}
 	EXPECT(err == 0);
-	EXPECT(call(s->address) == number);
+	EXPECT(test_call(s->address) == number);
 	atomic_store(&s->number, number);
 }
 
@@ -174,11 +162,11 @@ static void use_inherited(uint64_t *seed)
 			write_code(code, number ^ 1, sizeof code);
 			INSIST(err, execmem_fill(s->address, code, sizeof code));
 			EXPECT(err == (is_shared() ? EXECMEM_EFORKED : 0));
-			EXPECT(call(s->address) == (is_shared() ? number : number ^ 1));
+			EXPECT(test_call(s->address) == (is_shared() ? number : number ^ 1));
 			INSIST(err, execmem_free_in(domain, s->address));
 			EXPECT(err == 0);
 			EXPECT(execmem_free_in(domain, s->address) == EXECMEM_EFREED);
-			EXPECT(!is_shared() || call(s->address) == number); /* as it was, for the parent */
+			EXPECT(!is_shared() || test_call(s->address) == number); /* as it was, for the parent */
 			atomic_store(&s->number, 0);
 		}
 }

@@ -19,23 +19,11 @@ static execmem_domain *domain;
 static int operations;
 static bool longer; /* in mode flip writes take long, so that signals come in the middle */
 
-static uint32_t call(const void *address)
-{
-	uint32_t number;
-
-#if defined(__x86_64__)
-	number = ((uint32_t (*)(void))(uintptr_t)address)();
-#else
-	memcpy(&number, (const uint8_t *)address + 1, sizeof number);
-#endif
-	return number;
-}
-
 static void on_alarm(int number)
 {
 	(void)number;
 	for (uint32_t i = 0; i < CODES; i++)
-		if (codes[i] && call(codes[i]) != i + 1)
+		if (codes[i] && test_call(codes[i]) != i + 1)
 			abort();
 	atomic_fetch_add(&calls, 1);
 }
