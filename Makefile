@@ -29,6 +29,10 @@ INPUTS := $(CORE) $(wildcard csrc/*.h arch/*.h arch/*/*.h) csrc/cffi_build.py se
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Icsrc -Iarch
 CFLAGS_ALL := -std=c11 -pthread -g -Wall -Wextra -Wundef -Wshadow -Werror -MMD -MP
+# arch/arch.c refuses the CPUs before 2008 that lack it.
+ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
+CFLAGS_ALL += -mpopcnt
+endif
 CFLAGS_debug := -O1 -DEM_DEBUG=1 -fno-omit-frame-pointer
 CFLAGS_asan := $(CFLAGS_debug) -fsanitize=address,undefined -fno-sanitize-recover=all
 LDFLAGS_asan := -fsanitize=address,undefined

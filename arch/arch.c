@@ -6,7 +6,7 @@ const struct em_arch *const em_arch_rooms[] = {&em_arch_x86_64, &em_arch_none, N
 const struct em_arch *em_arch_host(void)
 {
 #if defined(__x86_64__) && defined(__LP64__)
-	return &em_arch_x86_64;
+	return __builtin_cpu_supports("popcnt") ? &em_arch_x86_64 : &em_arch_none; /* the core is compiled with it */
 #else
 	return &em_arch_none;
 #endif

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -21,7 +22,8 @@ OUT = ROOT / "build" / "bench"
 
 CORE = ("csrc/*.c", "csrc/*.S", "arch/*.c", "arch/*.S", "arch/*/*.c", "arch/*/*.S")
 HEADERS = ("csrc/*.h", "arch/*.h", "arch/*/*.h", "benchmarks/harness/*.h")
-COMMON = ["-O2", "-g", "-fPIC", "-pthread", "-D_GNU_SOURCE", "-Icsrc", "-Iarch", "-Ibenchmarks"]
+POPCNT = ["-mpopcnt"] if platform.machine() == "x86_64" else []  # as the package is built
+COMMON = [*POPCNT, "-O2", "-g", "-fPIC", "-pthread", "-D_GNU_SOURCE", "-Icsrc", "-Iarch", "-Ibenchmarks"]
 STRICT = ["-Wall", "-Wextra", "-Wundef", "-Wshadow"]
 C_FLAGS = [*COMMON, *STRICT, "-std=c11"]
 CXX_FLAGS = [*COMMON, "-Wall", "-Wextra", "-std=c++17"]

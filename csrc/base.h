@@ -57,12 +57,16 @@ static inline unsigned em_ctz(uint64_t x)
 	return (unsigned)__builtin_ctzll(x);
 }
 
-/* Ones in x. Inline: without -mpopcnt the compiler's own is a call. */
+/* Ones in x. Where the compiler knows no instruction for it, its own would be a call. */
 static inline uint32_t em_count(uint64_t x)
 {
+#if defined(__POPCNT__) || defined(__ARM_NEON)
+	return (uint32_t)__builtin_popcountll(x);
+#else
 	x -= x >> 1 & 0x5555555555555555u;
 	x = (x & 0x3333333333333333u) + (x >> 2 & 0x3333333333333333u);
 	return (uint32_t)(((x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
+#endif
 }
 
 static inline unsigned em_log2(uint64_t x)
