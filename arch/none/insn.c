@@ -26,8 +26,7 @@ static bool is_trap(const void *bytes, size_t len)
 const struct em_arch em_arch_none = {
 	.name = "none",
 	.supported = false,
-	.why = "execmem has no room for this CPU yet; x86-64 with POPCNT, which all have since 2008, works. See arch/arch.h for what a "
-	       "new one needs.",
+	.why = "execmem has no room for this CPU yet; x86-64 with POPCNT (2008 and later) works. See arch/arch.h for what one needs.",
 	.fill_traps = fill_traps,
 	.is_trap = is_trap,
 	.trap_size = 1,
