@@ -115,7 +115,11 @@ EM_HOT bool em_block_is_start(const struct em_shard *s, uint64_t address, struct
 /* Where a block can be written by plain stores that need no word to any CPU; NULL: it cannot. */
 EM_HOT uint8_t *em_block_memory(const struct em_shard *s, int kind, uint64_t address)
 {
-	return EM_LIKELY(s->plain) ? (uint8_t *)(address + s->to_memory[kind]) : NULL;
+	const struct em_map *map = &s->domain->map;
+
+	if (EM_UNLIKELY(!s->plain))
+		return NULL;
+	return EM_LIKELY(kind != EXECMEM_DATA) ? map->alias + (address - (uintptr_t)map->window) : (uint8_t *)(uintptr_t)address;
 }
 
 EM_HOT int em_block_write(struct em_shard *s, const struct em_place *at, uint64_t address, const void *src, uint64_t len)

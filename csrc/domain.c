@@ -88,8 +88,6 @@ static struct em_shard *open_shard(execmem_domain *d, uint32_t number)
 	shard->index = em_ledger_index(&d->ledger, number);
 	shard->number = number;
 	shard->plain = d->plain;
-	if (d->plain)
-		shard->to_memory[EXECMEM_TEXT] = shard->to_memory[EXECMEM_RODATA] = (uintptr_t)d->map.alias - (uintptr_t)d->map.window;
 	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
 		shard->small[kind] = EM_PACK_NONE;
 	em_sys_lock_init(shard->lock);

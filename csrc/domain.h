@@ -41,7 +41,6 @@ struct em_quarantine { /* quarantine.h; places in the window, in chunks, plus 1;
 
 struct em_shard {
 	execmem_domain *domain;
-	uintptr_t to_memory[EXECMEM_KINDS]; /* where it is plain: from an address to where it is written */
 	struct em_lock *lock;
 	execmem_shard *books;
 	execmem_event *ring;
