@@ -1,130 +1,96 @@
 /* model: see model.h. Every draw is taken from the input in one order, so the same bytes are the same operations. */
-#include "model.h"
 #include "arch.h"
-#include "test.h"
+#include "model_state.h"
 
 #include <malloc.h>
 #include <pthread.h>
 #include <unistd.h>
 
-enum { DOMAINS = 6, BLOCKS = 192, BATCH = 48, STALE = 4, BIGGEST = 5 << 20, SPANS = 2 };
-
-struct room { /* a domain; the first is the root */
-	execmem_domain *d;
-	bool open;
-	int parent;
-	int mode;
-	bool tight;   /* a small window, which may be full */
-	uint64_t limit;
-	uint64_t live, live_bytes, used; /* what the shadow has in it */
-	uint64_t lost, lost_bytes, lost_used; /* blocks of a batch that could neither be completed nor made blank again */
-};
-
-struct thing { /* a block */
-	uint8_t *address; /* NULL: the slot is free */
-	uint8_t *bytes;
-	uint32_t size;
-	int room, kind;
-	char name[40];
-};
-
-static struct {
-	struct model_options o;
-	size_t at;
-	uint64_t random;
-	bool scripted; /* a call may fail */
-	struct room rooms[DOMAINS];
-	struct thing things[BLOCKS];
-	execmem_domain *stale[STALE];
-	struct thing freed; /* the last one: address, room */
-	int spans;
-} m;
-
-static uint8_t source[BIGGEST + 256];
+struct model_state model;
+uint8_t model_source[BIGGEST + 256];
 static uint8_t traps[256];
 static long failures;
 static char script[256];
 
 /* ---- draws ---- */
 
-static uint8_t draw8(void)
+uint8_t model_draw8(void)
 {
-	if (m.o.bytes)
-		return m.at < m.o.len ? m.o.bytes[m.at++] : 0;
-	return (uint8_t)(test_random(&m.random) >> 32);
+	if (model.o.bytes)
+		return model.at < model.o.len ? model.o.bytes[model.at++] : 0;
+	return (uint8_t)(test_random(&model.random) >> 32);
 }
 
-static uint32_t draw(uint32_t below) /* 0 .. below - 1, below up to 65,536 */
+uint32_t model_draw(uint32_t below) /* 0 .. below - 1, below up to 65,536 */
 {
-	uint32_t value = draw8();
+	uint32_t value = model_draw8();
 
 	if (below > 256)
-		value = value << 8 | draw8();
+		value = value << 8 | model_draw8();
 	return value % below;
 }
 
 static bool exhausted(void)
 {
-	return m.o.bytes && m.at >= m.o.len;
+	return model.o.bytes && model.at >= model.o.len;
 }
 
 static uint32_t draw_size(void)
 {
-	uint32_t dice = draw(64);
+	uint32_t dice = model_draw(64);
 
 	if (dice < 40)
-		return 1 + draw(700);
-	if (dice < 60 || m.o.small)
-		return 1 + draw(9000);
-	if (dice < 63 || m.spans >= SPANS)
-		return 1 + draw(250) * 1000;
-	return 1 + draw(BIGGEST / 1024 - 1) * 1024 + draw(256);
+		return 1 + model_draw(700);
+	if (dice < 60 || model.o.small)
+		return 1 + model_draw(9000);
+	if (dice < 63 || model.spans >= SPANS)
+		return 1 + model_draw(250) * 1000;
+	return 1 + model_draw(BIGGEST / 1024 - 1) * 1024 + model_draw(256);
 }
 
-static int draw_room(void)
+int model_draw_room(void)
 {
-	int at = (int)draw(DOMAINS);
+	int at = (int)model_draw(DOMAINS);
 
-	while (!m.rooms[at].open)
+	while (!model.rooms[at].open)
 		at = (at + 1) % DOMAINS;
 	return at;
 }
 
-/* A live block; NULL: there is none. */
-static struct thing *draw_thing(void)
+struct thing *model_draw_thing(void)
 {
-	uint32_t at = draw(BLOCKS);
+	uint32_t at = model_draw(BLOCKS);
 
 	for (uint32_t i = 0; i < BLOCKS; i++)
-		if (m.things[(at + i) % BLOCKS].address)
-			return &m.things[(at + i) % BLOCKS];
+		if (model.things[(at + i) % BLOCKS].address)
+			return &model.things[(at + i) % BLOCKS];
 	return NULL;
 }
 
-static struct thing *free_slot(void)
+struct thing *model_free_slot(void)
 {
 	for (uint32_t i = 0; i < BLOCKS; i++)
-		if (!m.things[i].address)
-			return &m.things[i];
+		if (!model.things[i].address)
+			return &model.things[i];
 	return NULL;
 }
 
 /* ---- what is expected ---- */
 
-static uint64_t rounded(uint64_t size)
+uint64_t model_rounded(uint64_t size)
 {
 	uint64_t unit = size > EXECMEM_PACK_SIZE ? 4096 : EXECMEM_CHUNK;
 
 	return (size + unit - 1) / unit * unit;
 }
 
-static void blank(uint8_t *to, int kind, uint64_t phase, uint64_t len)
+void model_blank(uint8_t *to, int kind, uint64_t phase, uint64_t len)
 {
 	for (uint64_t i = 0; i < len; i++)
 		to[i] = kind == EXECMEM_TEXT ? traps[(phase + i) % 64] : 0;
 }
 
-static void expect_bytes(const struct thing *t)
+void model_expect_bytes(const struct thing *t)
 {
 	EXPECT(memcmp(t->address, t->bytes, t->size) == 0);
 }
@@ -133,73 +99,84 @@ static void expect_bytes(const struct thing *t)
 static void adopt_blank(struct thing *t, uint64_t from, uint64_t len)
 {
 	if (memcmp(t->address + from, t->bytes + from, len) != 0)
-		blank(t->bytes + from, t->kind, from, len);
-	expect_bytes(t);
+		model_blank(t->bytes + from, t->kind, from, len);
+	model_expect_bytes(t);
 }
 
-static uint64_t charged(int room)
+uint64_t model_charged(int room)
 {
-	uint64_t sum = m.rooms[room].used + m.rooms[room].lost_used;
+	uint64_t sum = model.rooms[room].used + model.rooms[room].lost_used + model.rooms[room].kept_used;
 
 	for (int i = 0; i < DOMAINS; i++)
-		if (i != room && m.rooms[i].open && m.rooms[i].parent == room)
-			sum += charged(i);
+		if (i != room && model.rooms[i].open && model.rooms[i].parent == room)
+			sum += model_charged(i);
 	return sum;
 }
 
 static bool limit_allows(int room, uint64_t bytes)
 {
-	for (; room >= 0; room = m.rooms[room].parent)
-		if (m.rooms[room].limit && charged(room) + bytes > m.rooms[room].limit)
+	for (; room >= 0; room = model.rooms[room].parent)
+		if (model.rooms[room].limit && model_charged(room) + bytes > model.rooms[room].limit)
 			return false;
 	return true;
 }
 
 /* A code that right arguments can give when a system call fails. */
-static bool is_systems(int err)
+bool model_is_systems(int err)
 {
 	return err == EXECMEM_ENOMEM || err == EXECMEM_EDENIED || err == EXECMEM_ESYSTEM || err == EXECMEM_EUNSUPPORTED ||
 	       err == EXECMEM_EWINDOW || err == EXECMEM_EBUSY;
 }
 
 /* Whether the system may have refused this; mode flip cannot always stop a thread in time. */
-static void expect_systems(int err, int mode)
+void model_expect_systems(int err, int mode)
 {
 	EXPECT(execmem_error_text()[0]);
-	if (m.scripted)
-		EXPECT(is_systems(err));
+	if (model.scripted)
+		EXPECT(model_is_systems(err));
 	else
 		EXPECT(mode == EXECMEM_MODE_FLIP && err == EXECMEM_EBUSY);
 }
 
-static void expect_refusal(int err, int room, uint64_t bytes)
+/* Of a block, or of a batch. What was begun and undone may have gone through the quarantine. */
+void model_expect_refusal(int err, int room, uint64_t bytes)
 {
-	if (err == EXECMEM_ELIMIT)
+	const struct room *r = &model.rooms[room];
+	const execmem_header *h = execmem_domain_ledger(r->d);
+
+	if (err == EXECMEM_ELIMIT) {
 		EXPECT(!limit_allows(room, bytes));
-	else if (err == EXECMEM_EWINDOW && m.rooms[room].tight)
+		return;
+	}
+	if (err == EXECMEM_EWINDOW && r->tight) {
 		EXPECT(execmem_error_text()[0]);
-	else
-		expect_systems(err, m.rooms[room].mode);
+		if (!model.scripted && bytes > (uint64_t)h->packs_max * EXECMEM_PACK_SIZE)
+			return; /* what can never fit is no reason to give the quarantine up */
+	} else {
+		model_expect_systems(err, r->mode);
+	}
+	model_waiting_lose_track(room);
 }
 
-static void expect_counts(int room)
+void model_expect_counts(int room)
 {
-	const struct room *r = &m.rooms[room];
+	const struct room *r = &model.rooms[room];
 	execmem_shard sum;
 
 	EXPECT(execmem_domain_count(r->d, &sum) == 0);
 	EXPECT(sum.allocs - sum.frees == r->live + r->lost);
 	EXPECT(sum.live_bytes == r->live_bytes + r->lost_bytes && sum.used_bytes == r->used + r->lost_used);
+	model_waiting_expect_counts(room, &sum);
 }
 
 /* A batch that failed may have lost blocks, where calls can fail. */
-static void count_lost(int room)
+void model_count_lost(int room)
 {
-	struct room *r = &m.rooms[room];
+	struct room *r = &model.rooms[room];
 	execmem_shard sum;
 
 	EXPECT(execmem_domain_count(r->d, &sum) == 0);
-	EXPECT(m.scripted || sum.allocs - sum.frees == r->live + r->lost);
+	EXPECT(model.scripted || sum.allocs - sum.frees == r->live + r->lost);
 	r->lost = sum.allocs - sum.frees - r->live;
 	r->lost_bytes = sum.live_bytes - r->live_bytes;
 	r->lost_used = sum.used_bytes - r->used;
@@ -209,125 +186,51 @@ static void count_lost(int room)
 static void expect_all(void)
 {
 	for (int i = 0; i < DOMAINS; i++)
-		if (m.rooms[i].open) {
-			EXPECT_LAWFUL(m.rooms[i].d);
-			expect_counts(i);
-		}
+		if (model.rooms[i].open)
+			model_expect_room(i);
 	for (int i = 0; i < BLOCKS; i++)
-		if (m.things[i].address)
-			expect_bytes(&m.things[i]);
+		if (model.things[i].address)
+			model_expect_bytes(&model.things[i]);
 }
 
 /* ---- the shadow's books ---- */
 
-static void enter_thing(struct thing *t, int room, int kind, void *address, uint32_t size, const char *name)
+void model_enter_thing(struct thing *t, int room, int kind, void *address, uint32_t size, const char *name)
 {
-	struct room *r = &m.rooms[room];
+	struct room *r = &model.rooms[room];
 
 	*t = (struct thing){.address = address, .size = size, .room = room, .kind = kind, .bytes = malloc(size)};
 	EXPECT(t->bytes);
 	snprintf(t->name, sizeof t->name, "%s", name ? name : "");
 	r->live++;
 	r->live_bytes += size;
-	r->used += rounded(size);
-	m.spans += size > EXECMEM_PACK_SIZE;
+	r->used += model_rounded(size);
+	model.spans += size > EXECMEM_PACK_SIZE;
 }
 
-static void leave_thing(struct thing *t)
+void model_leave_thing(struct thing *t)
 {
-	struct room *r = &m.rooms[t->room];
+	struct room *r = &model.rooms[t->room];
 
 	r->live--;
 	r->live_bytes -= t->size;
-	r->used -= rounded(t->size);
-	m.spans -= t->size > EXECMEM_PACK_SIZE;
+	r->used -= model_rounded(t->size);
+	model.freed = *t;
+	model_forget_thing(t);
+}
+
+void model_forget_thing(struct thing *t)
+{
+	model.spans -= t->size > EXECMEM_PACK_SIZE;
 	free(t->bytes);
-	m.freed = *t;
 	t->address = t->bytes = NULL;
 }
 
-/* ---- domains ---- */
-
-/* Modes are drawn, and stand in inputs that are kept: where a CPU cannot have pkey, alias stands in for it. */
-static int possible_mode(int mode)
+/* Counts a block that was freed, from a shard. */
+static void bury_thing(struct thing *t, int shard)
 {
-	static int keys; /* 1: there are some; -1: none */
-
-	if (!keys)
-		keys = execmem_probe(EXECMEM_MODE_PKEY) == EXECMEM_EUNSUPPORTED ? -1 : 1; /* before any call is made to fail */
-	return mode == EXECMEM_MODE_PKEY && keys < 0 ? EXECMEM_MODE_ALIAS : mode;
-}
-
-static void open_room(void)
-{
-	static const uint64_t windows[] = {0, 64 << 20, 2 << 20, 8 << 20}, limits[] = {0, 0, 64 << 10, 3 << 20};
-	int at = 1, parent = draw_room(), mode = possible_mode(m.o.mode ? m.o.mode : (int)draw(EXECMEM_MODES));
-	uint32_t window = draw(4), limit = draw(4), extra = draw(8);
-	execmem_options o = {.name = "model", .parent = m.rooms[parent].d, .write_mode = mode};
-	execmem_domain *d = NULL;
-	int err;
-
-	while (at < DOMAINS && m.rooms[at].open)
-		at++;
-	if (at == DOMAINS)
-		return;
-	o.window = windows[window];
-	o.limit = limits[limit];
-	o.small_pages = extra == 1;
-	o.near_address = extra == 2 ? (uintptr_t)&execmem_free : 0;
-	o.fallback = 1;
-	err = execmem_domain_open(&o, &d);
-	if (err < 0) {
-		EXPECT(!d);
-		expect_systems(err, 0);
-		return;
-	}
-	m.rooms[at] = (struct room){.d = d, .open = true, .parent = parent, .tight = window >= 1, .limit = o.limit};
-	m.rooms[at].mode = (int)execmem_domain_ledger(d)->write_mode;
-}
-
-static void forget_room(int room)
-{
-	for (int i = 0; i < DOMAINS; i++)
-		if (i != room && m.rooms[i].open && m.rooms[i].parent == room)
-			forget_room(i);
-	for (int i = 0; i < BLOCKS; i++)
-		if (m.things[i].address && m.things[i].room == room)
-			leave_thing(&m.things[i]);
-	memmove(m.stale + 1, m.stale, sizeof m.stale - sizeof m.stale[0]);
-	m.stale[0] = m.rooms[room].d;
-	m.rooms[room].open = false;
-	m.freed.address = NULL;
-}
-
-static void close_room(void)
-{
-	int room = draw_room();
-	bool force = draw(2), children = false;
-	const struct room *r = &m.rooms[room];
-	int err;
-
-	for (int i = 0; i < DOMAINS; i++)
-		children |= i != room && m.rooms[i].open && m.rooms[i].parent == room;
-	err = execmem_domain_close(r->d, force);
-	if (room == 0 || (!force && (children || r->live + r->lost > 0))) {
-		EXPECT(err == EXECMEM_EBUSY);
-		expect_counts(room);
-		return;
-	}
-	EXPECT(err == 0);
-	forget_room(room);
-}
-
-static void set_limit(void)
-{
-	int room = draw_room();
-	uint64_t limit = charged(room) + draw(256) * 512;
-
-	if (room == 0 || draw(2))
-		limit = 0;
-	EXPECT(execmem_domain_limit(m.rooms[room].d, limit ? limit : UINT64_MAX) == 0);
-	m.rooms[room].limit = limit;
+	model_waiting_add(t->room, shard, t);
+	model_leave_thing(t);
 }
 
 /* ---- one block ---- */
@@ -335,152 +238,205 @@ static void set_limit(void)
 static const char *draw_name(void)
 {
 	static const char *const names[] = {"short", "a name that takes more than one cell", ""};
-	uint32_t at = draw(12);
+	uint32_t at = model_draw(12);
 
 	return at < 3 ? names[at] : NULL;
 }
 
 static void make_thing(bool place)
 {
-	int room = draw_room(), kind = draw(6) ? EXECMEM_TEXT : (int)draw(EXECMEM_KINDS);
-	uint32_t size = draw_size(), align_log = draw(32);
+	int room = model_draw_room(), kind = model_draw(6) ? EXECMEM_TEXT : (int)model_draw(EXECMEM_KINDS);
+	uint32_t size = draw_size(), align_log = model_draw(32);
 	size_t align = align_log <= 12 ? (size_t)1 << align_log : 16;
 	const char *name = draw_name();
-	const uint8_t *src = source + draw(256);
-	struct thing *t = free_slot();
+	const uint8_t *src = model_source + model_draw(256);
+	struct thing *t = model_free_slot();
 	void *out = NULL;
 	int err;
 
 	if (!t)
 		return;
-	err = place ? execmem_place(m.rooms[room].d, kind, src, size, align, name, &out)
-	            : execmem_alloc_in(m.rooms[room].d, kind, size, align, name, &out);
-	if (err < 0) {
+	err = place ? execmem_place(model.rooms[room].d, kind, src, size, align, name, &out)
+	            : execmem_alloc_in(model.rooms[room].d, kind, size, align, name, &out);
+	if (model.rooms[room].sealed) {
+		EXPECT(err == EXECMEM_ESEALED && !out);
+	} else if (err < 0) {
 		EXPECT(!out);
-		expect_refusal(err, room, rounded(size));
+		model_expect_refusal(err, room, model_rounded(size));
+		if (err == EXECMEM_EWINDOW && !model.scripted && model.rooms[room].unsure)
+			model_waiting_expect_given_up(room); /* rather than refuse */
 	} else {
-		EXPECT((uintptr_t)out % align == 0 && limit_allows(room, rounded(size)));
-		enter_thing(t, room, kind, out, size, name);
+		model_waiting_expect_fresh(room, out, model_rounded(size));
+		EXPECT((uintptr_t)out % align == 0 && limit_allows(room, model_rounded(size)));
+		model_enter_thing(t, room, kind, out, size, name);
 		if (place)
 			memcpy(t->bytes, src, size);
 		else
-			blank(t->bytes, kind, 0, size);
-		expect_bytes(t);
+			model_blank(t->bytes, kind, 0, size);
+		model_expect_bytes(t);
 	}
-	expect_counts(room);
+	model_expect_counts(room);
 }
 
 static void fill_thing(void)
 {
-	struct thing *t = draw_thing();
-	const uint8_t *src = source + draw(256);
+	struct thing *t = model_draw_thing();
+	const uint8_t *src = model_source + model_draw(256);
 	uint32_t from, len;
 	int err;
 
 	if (!t)
 		return;
-	from = draw(65536) % t->size;
-	len = 1 + draw(65536) % (t->size - from);
+	from = model_draw(65536) % t->size;
+	len = 1 + model_draw(65536) % (t->size - from);
 	err = execmem_fill(t->address + from, src, len);
-	if (err == 0) {
+	if (model.rooms[t->room].sealed) {
+		EXPECT(err == EXECMEM_ESEALED);
+		if (t->kind == EXECMEM_DATA) { /* which the program writes to as before */
+			memcpy(t->address + from, src, len);
+			memcpy(t->bytes + from, src, len);
+		}
+		model_expect_bytes(t);
+	} else if (err == 0) {
 		memcpy(t->bytes + from, src, len);
-		expect_bytes(t);
+		model_expect_bytes(t);
 	} else {
-		expect_systems(err, m.rooms[t->room].mode);
+		model_expect_systems(err, model.rooms[t->room].mode);
 		adopt_blank(t, from, len);
 	}
 }
 
 static void free_thing(void)
 {
-	struct thing *t = draw_thing();
-	bool in = draw(2);
-	int err, room;
+	struct thing *t = model_draw_thing();
+	bool in = model_draw(2);
+	int err, room, shard;
 
 	if (!t)
 		return;
 	room = t->room;
-	expect_bytes(t);
-	err = in ? execmem_free_in(m.rooms[room].d, t->address) : execmem_free(t->address);
-	if (err == 0) {
-		leave_thing(t);
+	shard = model_waiting_shard(room, t->address);
+	model_expect_bytes(t);
+	err = in ? execmem_free_in(model.rooms[room].d, t->address) : execmem_free(t->address);
+	if (model.rooms[room].sealed) {
+		EXPECT(err == EXECMEM_ESEALED);
+		model_expect_bytes(t);
+	} else if (err == 0) {
+		bury_thing(t, shard);
 	} else {
-		expect_systems(err, m.rooms[room].mode);
+		model_expect_systems(err, model.rooms[room].mode);
 		adopt_blank(t, 0, t->size);
 	}
-	expect_counts(room);
+	model_expect_counts(room);
+}
+
+static void expect_found(const struct thing *t, uint32_t inside)
+{
+	execmem_info info;
+
+	EXPECT(execmem_find(t->address + inside % t->size, &info) == 0);
+	EXPECT(info.address == (uintptr_t)t->address && info.size == t->size && info.kind == (uint32_t)t->kind);
+	EXPECT(info.rounded == model_rounded(t->size) && strcmp(info.name, t->name) == 0);
 }
 
 static void find_thing(void)
 {
-	struct thing *t = draw_thing();
-	execmem_info info;
+	const struct thing *t = model_draw_thing();
+
+	if (t)
+		expect_found(t, model_draw(65536));
+}
+
+/* Seals a domain, frees again what waits in a quarantine, or looks. */
+static void harden(void)
+{
+	const struct thing *t = model_draw_thing();
+	uint32_t value = t ? model_draw(65536) : 0, room = value / 8 % DOMAINS;
 
 	if (!t)
 		return;
-	EXPECT(execmem_find(t->address + draw(65536) % t->size, &info) == 0);
-	EXPECT(info.address == (uintptr_t)t->address && info.size == t->size && info.kind == (uint32_t)t->kind);
-	EXPECT(info.rounded == rounded(t->size) && strcmp(info.name, t->name) == 0);
+	if (value % 8 == 0 && model.rooms[room].open)
+		model_seal_room((int)room);
+	else if (value % 8 < 3)
+		model_waiting_free_again(value / 8);
+	else
+		expect_found(t, value);
 }
 
 /* ---- batches ---- */
 
+/* The shadow takes a batch over, and frees again what there are no slots for. */
+static void enter_many(int room, int kind, uint32_t count, const uint64_t *sizes, const uint64_t *offsets, const uint64_t *out)
+{
+	struct room *r = &model.rooms[room];
+
+	for (uint32_t i = 0; i < count; i++)
+		model_waiting_expect_fresh(room, (void *)(uintptr_t)out[i], model_rounded(sizes[i]));
+	for (uint32_t i = 0; i < count; i++) {
+		struct thing spill = {0}, *slot = model_free_slot(), *t = slot ? slot : &spill;
+		int err, shard;
+
+		model_enter_thing(t, room, kind, (void *)(uintptr_t)out[i], (uint32_t)sizes[i], NULL);
+		if (offsets)
+			memcpy(t->bytes, model_source + offsets[i], sizes[i]);
+		else
+			model_blank(t->bytes, kind, 0, sizes[i]);
+		model_expect_bytes(t);
+		if (slot)
+			continue;
+		shard = model_waiting_shard(room, t->address);
+		err = execmem_free(t->address);
+		if (err == 0) {
+			bury_thing(t, shard);
+			continue;
+		}
+		model_expect_systems(err, r->mode);
+		r->lost++;
+		r->lost_bytes += sizes[i];
+		r->lost_used += model_rounded(sizes[i]);
+		model_leave_thing(t);
+	}
+}
+
 static void make_many(bool place)
 {
 	uint64_t offsets[BATCH + 1] = {0}, sizes[BATCH], out[BATCH], bytes = 0;
-	int room = draw_room(), kind = draw(8) ? EXECMEM_TEXT : (int)draw(EXECMEM_KINDS);
-	uint32_t count = draw(BATCH + 1), span = 1 + draw(3000);
-	struct room *r = &m.rooms[room];
+	int room = model_draw_room(), kind = model_draw(8) ? EXECMEM_TEXT : (int)model_draw(EXECMEM_KINDS);
+	uint32_t count = model_draw(BATCH + 1), span = 1 + model_draw(3000);
+	const struct room *r = &model.rooms[room];
 	int err;
 
-	if (room == 0 && m.scripted) /* what is lost stays until its domain closes, and the root never does */
+	if (room == 0 && model.scripted) /* what is lost stays until its domain closes, and the root never does */
 		return;
 	for (uint32_t i = 0; i < count; i++) {
-		sizes[i] = 1 + draw(256) * span / 256;
+		sizes[i] = 1 + model_draw(256) * span / 256;
 		offsets[i + 1] = offsets[i] + sizes[i];
-		bytes += rounded(sizes[i]);
+		bytes += model_rounded(sizes[i]);
 	}
-	err = place ? execmem_place_many(r->d, kind, count, source, offsets, 16, NULL, out)
+	err = place ? execmem_place_many(r->d, kind, count, model_source, offsets, 16, NULL, out)
 	            : execmem_alloc_many(r->d, kind, count, sizes, 16, NULL, out);
-	if (err < 0) {
-		expect_refusal(err, room, bytes);
-		count_lost(room);
+	if (r->sealed) {
+		EXPECT(err == EXECMEM_ESEALED || count == 0);
+	} else if (err < 0) {
+		model_expect_refusal(err, room, bytes);
+		model_waiting_lose_track(room); /* what it took it freed again */
+		model_count_lost(room);
 	} else {
 		EXPECT(limit_allows(room, bytes));
-		for (uint32_t i = 0; i < count; i++) {
-			struct thing spill = {0}, *t = free_slot();
-
-			enter_thing(t ? t : &spill, room, kind, (void *)(uintptr_t)out[i], (uint32_t)sizes[i], NULL);
-			t = t ? t : &spill;
-			if (place)
-				memcpy(t->bytes, source + offsets[i], sizes[i]);
-			else
-				blank(t->bytes, kind, 0, sizes[i]);
-			expect_bytes(t);
-			if (t != &spill)
-				continue;
-			err = execmem_free(t->address); /* more than there are slots */
-			if (err < 0) {
-				expect_systems(err, r->mode);
-				r->lost++;
-				r->lost_bytes += sizes[i];
-				r->lost_used += rounded(sizes[i]);
-			}
-			leave_thing(&spill);
-		}
+		enter_many(room, kind, count, sizes, place ? offsets : NULL, out);
 	}
-	expect_counts(room);
+	model_expect_counts(room);
 }
 
 /* Live blocks of one domain, in the order of their slots. */
 static uint32_t pick_many(int room, struct thing *picked[BATCH], uint64_t addresses[BATCH])
 {
-	uint32_t most = draw(BATCH + 1), skip = draw(4), count = 0;
+	uint32_t most = model_draw(BATCH + 1), skip = model_draw(4), count = 0;
 
 	for (uint32_t i = 0; i < BLOCKS && count < most; i += 1 + (skip ? i % skip : 0))
-		if (m.things[i].address && m.things[i].room == room) {
-			picked[count] = &m.things[i];
-			addresses[count++] = (uintptr_t)m.things[i].address;
+		if (model.things[i].address && model.things[i].room == room) {
+			picked[count] = &model.things[i];
+			addresses[count++] = (uintptr_t)model.things[i].address;
 		}
 	return count;
 }
@@ -489,8 +445,8 @@ static void fill_many(void)
 {
 	struct thing *picked[BATCH];
 	uint64_t addresses[BATCH], offsets[BATCH + 1] = {0};
-	int room = draw_room();
-	uint32_t count = pick_many(room, picked, addresses), share = 1 + draw(4);
+	int room = model_draw_room();
+	uint32_t count = pick_many(room, picked, addresses), share = 1 + model_draw(4);
 	int err;
 
 	for (uint32_t i = 0; i < count; i++)
@@ -498,17 +454,21 @@ static void fill_many(void)
 			return;
 	for (uint32_t i = 0; i < count; i++)
 		offsets[i + 1] = offsets[i] + picked[i]->size / share;
-	err = execmem_fill_many(m.rooms[room].d, count, addresses, source, offsets);
+	err = execmem_fill_many(model.rooms[room].d, count, addresses, model_source, offsets);
+	if (model.rooms[room].sealed && count > 0) {
+		EXPECT(err == EXECMEM_ESEALED && execmem_error_index() == 0);
+		return;
+	}
 	if (err < 0)
-		expect_systems(err, m.rooms[room].mode);
+		model_expect_systems(err, model.rooms[room].mode);
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t done = err == 0 ? count : (uint32_t)execmem_error_index();
 
 		if (i < done)
-			memcpy(picked[i]->bytes, source + offsets[i], offsets[i + 1] - offsets[i]);
+			memcpy(picked[i]->bytes, model_source + offsets[i], offsets[i + 1] - offsets[i]);
 		else if (i == done)
 			adopt_blank(picked[i], 0, offsets[i + 1] - offsets[i]);
-		expect_bytes(picked[i]);
+		model_expect_bytes(picked[i]);
 	}
 }
 
@@ -516,159 +476,56 @@ static void free_many(void)
 {
 	struct thing *picked[BATCH];
 	uint64_t addresses[BATCH];
-	int room = draw_room();
+	int room = model_draw_room(), shards[BATCH], err;
 	uint32_t count = pick_many(room, picked, addresses), done = count;
-	int err = execmem_free_many(m.rooms[room].d, count, addresses);
 
-	if (err < 0) {
-		expect_systems(err, m.rooms[room].mode);
+	for (uint32_t i = 0; i < count; i++)
+		shards[i] = model_waiting_shard(room, picked[i]->address);
+	err = execmem_free_many(model.rooms[room].d, count, addresses);
+	if (model.rooms[room].sealed && count > 0) {
+		EXPECT(err == EXECMEM_ESEALED && execmem_error_index() == 0);
+		done = 0;
+	} else if (err < 0) {
+		model_expect_systems(err, model.rooms[room].mode);
 		done = (uint32_t)execmem_error_index();
 	}
 	for (uint32_t i = 0; i < count; i++)
 		if (i < done)
-			leave_thing(picked[i]);
+			bury_thing(picked[i], shards[i]);
+		else if (model.rooms[room].sealed)
+			model_expect_bytes(picked[i]);
 		else
 			adopt_blank(picked[i], 0, picked[i]->size);
-	expect_counts(room);
-}
-
-/* ---- what is wrong ---- */
-
-static void wrong_requests(void)
-{
-	int room = draw_room(), which = (int)draw(12);
-	execmem_domain *d = m.rooms[room].d, *none = NULL;
-	uint64_t two[3] = {0, 100, 50}, out[2] = {7, 7};
-	char name[300];
-	void *at = NULL;
-
-	memset(name, 'n', sizeof name);
-	name[draw(2) ? 256 : 299] = '\0';
-	switch (which) {
-	case 0:
-		EXPECT(execmem_alloc_in(d, 0, draw(2) ? 0 : SIZE_MAX - draw(256), 16, NULL, &at) == EXECMEM_EINVAL);
-		break;
-	case 1:
-		EXPECT(execmem_alloc_in(d, 0, 1 + draw(256), draw(2) ? 0 : 3 + 2 * draw(9000), NULL, &at) == EXECMEM_EINVAL);
-		break;
-	case 2:
-		EXPECT(execmem_place(d, draw(2) ? -1 : 3 + (int)draw(256), source, 9, 16, NULL, &at) == EXECMEM_EINVAL);
-		break;
-	case 3:
-		EXPECT(execmem_alloc_in(d, 0, 9, 16, name, &at) == EXECMEM_EINVAL);
-		break;
-	case 4:
-		EXPECT(execmem_place(d, 0, NULL, 9, 16, NULL, &at) == EXECMEM_EINVAL);
-		break;
-	case 5:
-		EXPECT(execmem_alloc_in(d, 0, 9, 16, NULL, NULL) == EXECMEM_EINVAL);
-		break;
-	case 6:
-		EXPECT(execmem_place_many(d, 0, 2, source, two, 16, NULL, out) == EXECMEM_EINVAL && execmem_error_index() == 1);
-		break;
-	case 7:
-		EXPECT(execmem_place_many(d, 0, SIZE_MAX, NULL, two, 16, NULL, out) == EXECMEM_EINVAL);
-		break;
-	case 8:
-		EXPECT(execmem_fill_many(d, 2, out, source, two) < 0 && execmem_free_many(d, SIZE_MAX / 8, NULL) < 0);
-		break;
-	case 9:
-		EXPECT(execmem_domain_open(&(execmem_options){.window = 1 + draw(65536)}, &none) == EXECMEM_EINVAL && !none);
-		break;
-	case 10:
-		EXPECT(execmem_domain_open(&(execmem_options){.name = name}, &none) == EXECMEM_EINVAL && !none);
-		break;
-	default:
-		EXPECT(execmem_domain_open(&(execmem_options){.write_mode = -1 - (int)draw(256)}, &none) < 0 && !none);
-		break;
-	}
-	EXPECT(!at);
-	if (which != 6) /* there the first element may have been taken, and lost on the way back */
-		expect_counts(room);
-	else
-		count_lost(room);
-}
-
-static void wrong_addresses(void)
-{
-	struct thing *t = draw_thing(), *other = draw_thing();
-	uint64_t twice[2], far;
-	uint32_t inside = draw(65536);
-	execmem_domain *d;
-
-	EXPECT(execmem_free(NULL) == EXECMEM_EFOREIGN && execmem_fill(&far, source, 1) == EXECMEM_EFOREIGN);
-	if (!t)
-		return;
-	d = m.rooms[t->room].d;
-	far = rounded(t->size);
-	inside = 1 + inside % (uint32_t)(far - 1);
-	EXPECT(execmem_free(t->address + inside) == EXECMEM_EINTERIOR);
-	EXPECT(execmem_free_in(d, t->address + inside) == EXECMEM_EINTERIOR);
-	EXPECT(execmem_fill(t->address, source, t->size + 1ull) == EXECMEM_EBOUNDS);
-	EXPECT(execmem_fill(t->address + t->size - 1, source, SIZE_MAX - inside) == EXECMEM_EBOUNDS);
-	EXPECT(execmem_fill(t->address, NULL, 1) == EXECMEM_EINVAL);
-	twice[0] = twice[1] = (uintptr_t)t->address;
-	EXPECT(execmem_free_many(d, 2, twice) == EXECMEM_EFREED && execmem_error_index() == 1);
-	twice[1] = (uintptr_t)t->address + inside;
-	EXPECT(execmem_free_many(d, 2, twice) == EXECMEM_EINTERIOR && execmem_error_index() == 1);
-	twice[1] = 1;
-	EXPECT(execmem_free_many(d, 2, twice) == EXECMEM_EFOREIGN && execmem_error_index() == 1);
-	if (other->room != t->room)
-		EXPECT(execmem_free_in(d, other->address) == EXECMEM_EFOREIGN);
-	expect_counts(t->room);
-}
-
-/* Frees again what was freed last, unless something else lies there by now. */
-static void free_again(void)
-{
-	uint8_t *at = m.freed.address;
-	int room = m.freed.room;
-
-	if (!at || !m.rooms[room].open || m.rooms[room].lost > 0)
-		return;
-	for (int i = 0; i < BLOCKS; i++)
-		if (m.things[i].address && at >= m.things[i].address && at < m.things[i].address + rounded(m.things[i].size))
-			return;
-	EXPECT(execmem_free(at) == EXECMEM_EFREED && execmem_fill(at, source, 1) == EXECMEM_EFREED);
-	expect_counts(room);
-}
-
-static void use_closed(void)
-{
-	execmem_domain *d = m.stale[draw(STALE)], *none = NULL;
-	uint64_t out[2], sizes[1] = {8};
-	execmem_stats stats;
-	void *at = NULL;
-
-	if (!d)
-		return;
-	EXPECT(execmem_alloc_in(d, 0, 8, 16, NULL, &at) == EXECMEM_ECLOSED && execmem_free_in(d, source) == EXECMEM_ECLOSED);
-	EXPECT(execmem_place(d, 0, source, 8, 16, NULL, &at) == EXECMEM_ECLOSED && !at);
-	EXPECT(execmem_domain_close(d, (int)draw(2)) == EXECMEM_ECLOSED && execmem_domain_stats(d, &stats) == EXECMEM_ECLOSED);
-	EXPECT(execmem_domain_limit(d, 5) == EXECMEM_ECLOSED && execmem_alloc_many(d, 0, 1, sizes, 16, NULL, out) == EXECMEM_ECLOSED);
-	EXPECT(!execmem_domain_ledger(d) && execmem_domain_check(d));
-	EXPECT(execmem_domain_open(&(execmem_options){.parent = d}, &none) == EXECMEM_ECLOSED && !none);
+	model_expect_counts(room);
 }
 
 /* ---- failures ---- */
 
 static void set_script(void)
 {
-	static const char *const calls[] = {"any",    "any",     "any",  "memfd",    "resize", "discard",  "write", "reserve", "view",
-	                                    "unview", "protect", "hide", "collapse", "scan",   "populate", "maps",  "random",  "stop"};
+	static const char *const calls[] = {"any",      "any",  "any",    "memfd",   "resize", "discard",  "write",
+	                                    "reserve",  "view", "unview", "protect", "hide",   "collapse", "scan",
+	                                    "populate", "maps", "random", "stop",    "seal",   "fseal",    "key"};
 	static const char *const errors[] = {"", "", "", ":ENOMEM", ":EACCES", ":EIO", ":EAGAIN", ":EINVAL", ":ENOSYS"};
-	const char *call = calls[draw(sizeof calls / sizeof calls[0])], *error = errors[draw(sizeof errors / sizeof errors[0])];
-	uint32_t first = draw(40), next = draw(8), often = draw(12);
+	const char *call = calls[model_draw(sizeof calls / sizeof calls[0])],
+			   *error = errors[model_draw(sizeof errors / sizeof errors[0])];
+	uint32_t first = model_draw(40), next = model_draw(8), often = model_draw(12);
 	size_t at;
 
-	if (m.o.faults != MODEL_FAULTS_DRAWN)
+	if (model.o.faults != MODEL_FAULTS_DRAWN)
 		return;
-	m.scripted = draw(4) != 0;
+	model.scripted = model_draw(4) != 0;
 	at = (size_t)snprintf(script, sizeof script, "%s=%u.F%u.%s", call, first, next, often == 0 ? "F*" : often < 5 ? "F" : ".");
 	for (uint32_t i = 1; often >= 3 && i < 20; i++) /* and on, at uneven steps */
 		at += (size_t)snprintf(script + at, sizeof script - at, "%u.F", (first + 3) * i % 29 + next);
 	snprintf(script + at, sizeof script - at, "%s", error);
-	failures += execmem_test_script(m.scripted ? script : NULL);
+	failures += execmem_test_script(model.scripted ? script : NULL);
+}
+
+void model_stop_failures(void)
+{
+	failures += execmem_test_script(NULL);
+	model.scripted = false;
 }
 
 long model_failures(void)
@@ -678,19 +535,26 @@ long model_failures(void)
 
 /* ---- the run ---- */
 
-static void step(uint32_t op)
+static void expect_stats(const struct room *r)
 {
 	execmem_stats stats;
 
+	EXPECT(execmem_domain_stats(r->d, &stats) == 0);
+	EXPECT(stats.live_blocks == r->live + r->lost && stats.trust == r->trust);
+	EXPECT((stats.sealed != EXECMEM_SEALED_NOT) == r->sealed && (stats.quarantined_blocks == 0 || r->quarantine));
+}
+
+static void step(uint32_t op)
+{
 	switch (op) {
 	case 0:
-		open_room();
+		model_open_room();
 		break;
 	case 1:
-		close_room();
+		model_close_room();
 		break;
 	case 2:
-		set_limit();
+		model_set_limit();
 		break;
 	case 3:
 		make_many(true);
@@ -706,23 +570,25 @@ static void step(uint32_t op)
 		free_many();
 		break;
 	case 8:
-		wrong_requests();
+		model_wrong_requests();
 		break;
 	case 9:
-		wrong_addresses();
+		model_wrong_addresses();
 		break;
 	case 10:
-		free_again();
+		model_wrong_free_again();
 		break;
 	case 11:
-		use_closed();
+		model_wrong_closed();
 		break;
 	case 12:
-	case 13:
 		find_thing();
 		break;
+	case 13:
+		harden();
+		break;
 	case 14:
-		EXPECT(execmem_domain_stats(m.rooms[draw_room()].d, &stats) == 0);
+		expect_stats(&model.rooms[model_draw_room()]);
 		break;
 	case 15:
 		set_script();
@@ -790,69 +656,73 @@ static void step_elsewhere(uint32_t op)
 
 static void start(const struct model_options *o)
 {
-	uint64_t lost[3] = {m.rooms[0].lost, m.rooms[0].lost_bytes, m.rooms[0].lost_used};
+	uint64_t lost[3] = {model.rooms[0].lost, model.rooms[0].lost_bytes, model.rooms[0].lost_used};
 
 	mallopt(M_ARENA_MAX, 1); /* the C library's own reservations would be counted for ours */
-	memset(&m, 0, sizeof m);
-	m.o = *o;
-	m.random = o->seed * 0x9E3779B97F4A7C15u + 1;
-	m.scripted = o->faults == MODEL_FAULTS_GIVEN;
-	for (size_t i = 0; !source[1] && i < sizeof source; i++)
-		source[i] = (uint8_t)(i * 7 + i / 251);
+	memset(&model, 0, sizeof model);
+	model.o = *o;
+	model.random = o->seed * 0x9E3779B97F4A7C15u + 1;
+	model.scripted = o->faults == MODEL_FAULTS_GIVEN;
+	for (size_t i = 0; !model_source[1] && i < sizeof model_source; i++)
+		model_source[i] = (uint8_t)(i * 7 + i / 251);
 	em_arch_host()->fill_traps(traps, sizeof traps);
-	m.rooms[0] = (struct room){.d = execmem_domain_root(), .open = true, .parent = -1};
-	EXPECT(m.rooms[0].d);
-	m.rooms[0].mode = (int)execmem_domain_ledger(m.rooms[0].d)->write_mode;
-	m.rooms[0].lost = lost[0];
-	m.rooms[0].lost_bytes = lost[1];
-	m.rooms[0].lost_used = lost[2];
+	model.rooms[0] = (struct room){.d = execmem_domain_root(), .open = true, .parent = -1};
+	EXPECT(model.rooms[0].d);
+	model.rooms[0].mode = (int)execmem_domain_ledger(model.rooms[0].d)->write_mode;
+	model.rooms[0].lost = lost[0];
+	model.rooms[0].lost_bytes = lost[1];
+	model.rooms[0].lost_used = lost[2];
+}
+
+/* What is left in the root must go, and does when nothing fails any more. */
+static void free_for_sure(const struct thing *t)
+{
+	int err = execmem_free(t->address);
+
+	if (err == 0)
+		return;
+	model_expect_systems(err, model.rooms[t->room].mode);
+	if (t->room != 0)
+		return;
+	failures += execmem_test_script(NULL);
+	while ((err = execmem_free(t->address)) == EXECMEM_EBUSY)
+		;
+	EXPECT(err == 0);
 }
 
 /* The caller's script counts on: what fails while everything is closed is part of it. */
 static void finish(void)
 {
-	if (m.o.faults == MODEL_FAULTS_DRAWN) {
-		failures += execmem_test_script(NULL);
-		m.scripted = false;
-	}
+	if (model.o.faults == MODEL_FAULTS_DRAWN)
+		model_stop_failures();
 	expect_all();
-	EXPECT(execmem_domain_limit(m.rooms[0].d, UINT64_MAX) == 0);
+	EXPECT(execmem_domain_limit(model.rooms[0].d, UINT64_MAX) == 0);
 	for (int i = 0; i < BLOCKS; i++) {
-		struct thing *t = &m.things[i];
-		int err = t->address ? execmem_free(t->address) : 0;
+		struct thing *t = &model.things[i];
 
-		if (err < 0 && t->room == 0) { /* it must go, and does when nothing fails any more */
-			expect_systems(err, m.rooms[0].mode);
-			failures += execmem_test_script(NULL);
-			while ((err = execmem_free(t->address)) == EXECMEM_EBUSY)
-				;
-			EXPECT(err == 0);
-		} else if (err < 0) {
-			expect_systems(err, m.rooms[t->room].mode);
-		}
-		if (t->address)
-			leave_thing(t);
+		if (!t->address || model.rooms[t->room].pinned)
+			continue;
+		free_for_sure(t);
+		model_leave_thing(t);
 	}
-	for (int i = 1; i < DOMAINS; i++)
-		if (m.rooms[i].open && m.rooms[i].parent == 0) {
-			EXPECT_LAWFUL(m.rooms[i].d);
-			EXPECT(execmem_domain_close(m.rooms[i].d, 1) == 0);
-			forget_room(i);
-		}
-	failures += execmem_test_script(NULL);
-	m.scripted = false;
-	EXPECT_LAWFUL(m.rooms[0].d);
-	expect_counts(0);
+	for (int i = 0; i < DOMAINS; i++)
+		if (i > 0 && model.rooms[i].open && model.rooms[i].parent == 0)
+			model_end_room(i);
+	model_stop_failures();
+	EXPECT_LAWFUL(model.rooms[0].d);
+	model_expect_counts(0);
+	model_census_expect_kept();
 }
 
 long model_run(const struct model_options *options)
 {
 	long done = 0;
 
-	(void)possible_mode(0);
+	(void)model_possible_mode(0);
+	(void)model_census_can_seal();
 	start(options);
 	while (!exhausted() && (options->operations == 0 || done < options->operations)) {
-		uint8_t byte = draw8();
+		uint8_t byte = model_draw8();
 
 		if (byte >> 5 == 7)
 			step_elsewhere(byte % 32);
@@ -868,7 +738,7 @@ long model_run(const struct model_options *options)
 
 void model_replay(const uint8_t *bytes, size_t len)
 {
-	struct model_options o = {.bytes = bytes + 1, .len = len - 1, .faults = MODEL_FAULTS_DRAWN, .check_every = 8};
+	struct model_options o = {.bytes = bytes + 1, .len = len - 1, .faults = MODEL_FAULTS_DRAWN, .check_every = 8, .seals = 2};
 
 	if (len < 2)
 		return;

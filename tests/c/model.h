@@ -1,6 +1,7 @@
 /* model: operations drawn from bytes or from a seed, done on the library and on a shadow of it side by side.
  *
- * The shadow knows every live block with its bytes, every domain with its limit, and handles closed before. After each operation the
+ * The shadow knows every live block with its bytes, every freed one that must wait, every domain with its limit, whether it is sealed, and
+ * handles closed before. After each operation the
  * library's answer is the one the shadow expects, its counters agree, and what failed has changed nothing; every few operations all
  * domains are lawful and all bytes are right. Used with random bytes, with a fuzzer's, and with one fixed row of operations under
  * which system calls fail one by one.
@@ -27,6 +28,7 @@ struct model_options {
 	int mode;        /* of all domains; 0: drawn */
 	int check_every; /* operations; 0: at the end only */
 	bool small;      /* no block larger than a pack, few large ones: faster */
+	int seals;       /* domains that may be sealed, which stay until the process ends, as do those above them */
 };
 
 /* Runs, then frees and closes everything; gives how many operations were done. A failed expectation ends the program. */
@@ -36,7 +38,7 @@ void model_replay(const uint8_t *bytes, size_t len);
 long model_failures(void); /* system calls made to fail, ever */
 
 struct model_census { /* of this process */
-	int files;
+	int files; /* neither these nor the rest count what sealed domains have, which stays */
 	int mappings; /* of packs, ledgers and reservations, outside the root's window, which stays; not of the C library */
 	uint64_t resident; /* bytes; 0 under sanitizers and memcheck, which keep memory of their own */
 };
