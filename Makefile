@@ -114,7 +114,7 @@ $(eval $(call flavour,tsan))
 FUZZ_SECONDS ?= 60
 FUZZ_CORE := $(BUILD)/fuzz/fuzz_core
 
-$(FUZZ_CORE): tests/fuzz/fuzz_core.c $(wildcard tests/c/model*.c) tests/c/model.h tests/c/test.h $(INPUTS)
+$(FUZZ_CORE): tests/fuzz/fuzz_core.c $(wildcard tests/c/model*.[ch]) tests/c/test.h $(INPUTS)
 	@mkdir -p $(@D)/corpus
 	clang $(CPPFLAGS_ALL) -Itests/c -std=c11 -pthread $(CFLAGS_asan) -fsanitize=fuzzer \
 		$(filter %.c,$(filter-out csrc/cffi_build.py,$^)) -o $@

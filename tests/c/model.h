@@ -36,6 +36,7 @@ long model_run(const struct model_options *options);
 /* A fuzzer's bytes: the first chooses the write mode and whether calls fail, the rest are operations with their arguments. */
 void model_replay(const uint8_t *bytes, size_t len);
 long model_failures(void); /* system calls made to fail, ever */
+int model_sealed(void);    /* domains sealed, ever */
 
 struct model_census { /* of this process */
 	int files; /* neither these nor the rest count what sealed domains have, which stays */

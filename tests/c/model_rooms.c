@@ -6,6 +6,8 @@
 
 enum { GUARD = 64 << 10, SEALED_BYTES = 16 << 20 };
 
+static int sealed;
+
 /* ---- what is always true of one ---- */
 
 /* Whether a byte can be read, without a fault. */
@@ -194,6 +196,7 @@ static void seal(int room)
 	for (int i = room; i > 0; i = model.rooms[i].parent)
 		model.rooms[i].pinned = true;
 	model.seals++;
+	sealed++;
 	model_waiting_expect_given_up(room);
 	expect_no_empty_pack(r);
 	EXPECT(execmem_domain_stats(r->d, &stats) == 0);
@@ -203,6 +206,11 @@ static void seal(int room)
 	watch_few(room);
 	model_expect_counts(room);
 	EXPECT(execmem_domain_seal(r->d) == 0); /* it is */
+}
+
+int model_sealed(void)
+{
+	return sealed;
 }
 
 /* What is sealed stays until the process ends, so that not much of it may be. */

@@ -16,7 +16,7 @@ int model_waiting_shard(int room, const void *address)
 
 static void push(struct queue *q, struct waiting w)
 {
-	if (q->to == q->room) {
+	if (q->to == q->room && q->from > 0) {
 		memmove(q->all, q->all + q->from, (q->to - q->from) * sizeof w);
 		q->to -= q->from;
 		q->from = 0;

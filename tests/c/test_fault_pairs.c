@@ -1,13 +1,17 @@
 /* test_fault_pairs: one row of a few hundred operations (model.h) for each write mode, under which system calls are refused: each call
  * of each kind with each error it may plausibly have; then two, the second among those that follow the first, so in what recovers from
- * it; then two anywhere. No law breaks, no block is lost or changed, and when all is closed nothing is left.
+ * it; then two anywhere. No law breaks, no block is lost or changed, and when all is closed nothing is left but
+ * what was sealed, for which the row is chosen so that a domain is. That stays until its process ends, so there are many processes.
  *
  * usage: test_fault_pairs [stride [seed]]: 1 walks every occurrence (minutes), n every n-th; 1000 and more a few, in one mode
  */
 #include "model.h"
 #include "test.h"
 
-enum { OPERATIONS = 300, AFTER = 8, CALLS_MAX = 4000, WINDOW_MAPPINGS = 16 };
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { OPERATIONS = 300, AFTER = 8, WINDOW_MAPPINGS = 16, RUNS = 150 };
 
 static const struct {
 	const char *call, *errors[5];
@@ -28,21 +32,38 @@ static const struct {
 	{"random", {"EAGAIN", "ENOSYS", NULL, NULL, NULL}},
 	{"sync", {"EPERM", "ENOSYS", NULL, NULL, NULL}},
 	{"stop", {"EBUSY", "EPERM", "EMFILE", NULL, NULL}},
+	{"seal", {"ENOSYS", "EPERM", "EACCES", "ENOMEM", NULL}},
+	{"fseal", {"EPERM", "EBUSY", "EINVAL", "ENOSYS", NULL}},
+	{"key", {"ENOSPC", "EINVAL", "ENOSYS", "EPERM", NULL}},
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
-static struct model_options row = {.operations = OPERATIONS, .faults = MODEL_FAULTS_GIVEN, .check_every = 60};
+static struct model_options row = {.operations = OPERATIONS, .faults = MODEL_FAULTS_GIVEN, .check_every = 60, .seals = 2};
 static struct model_census before;
-static uint64_t seed = 1;
-static long runs, refused;
+
+static struct told { /* by a process to the one that started it */
+	long runs, refused;
+	long next; /* the script to go on with; -1: there are no more */
+} sum;
+
+/* A walk: its scripts, by number. */
+struct walk {
+	void (*write_script)(const struct walk *, long number, char script[256]);
+	int kind, error; /* of singles */
+	int stride;
+	long count; /* of scripts; 0: until the first that refuses nothing */
+	int calls; /* that a row makes, about */
+	uint64_t seed;
+};
 
 /* Does the row under a script; gives how many calls were refused. */
-static long walk(const char *script)
+static long run_row(const char *script)
 {
 	struct model_census after;
 	long failures = model_failures();
 
-	snprintf(test_context, sizeof test_context, "mode %.10s, refusing %.200s", execmem_mode_name(row.mode), script);
+	snprintf(test_context, sizeof test_context, "mode %.10s, seed %llu, refusing %.200s", execmem_mode_name(row.mode),
+	         (unsigned long long)row.seed, script);
 	execmem_test_script(script);
 	model_run(&row);
 	failures = model_failures() - failures;
@@ -52,83 +73,149 @@ static long walk(const char *script)
 	 * are not alike, and what lies between. */
 	EXPECT(after.mappings <= before.mappings + failures + (failures > 1 ? WINDOW_MAPPINGS - 2 : 0));
 	before.mappings = after.mappings;
-	runs++;
-	refused += failures;
 	return failures;
 }
 
-static void walk_singles(int stride)
+static void write_single(const struct walk *w, long number, char script[256])
 {
-	char script[256];
-
-	for (int k = 0; k < KINDS; k++)
-		for (int e = 0; e < 5 && kinds[k].errors[e]; e++)
-			for (int at = e % stride; at < CALLS_MAX; at += stride) {
-				snprintf(script, sizeof script, "%s=%d.F:%s", kinds[k].call, at, kinds[k].errors[e]);
-				if (walk(script) == 0)
-					break;
-			}
+	snprintf(script, 256, "%s=%ld.F:%s", kinds[w->kind].call, w->error % w->stride + number * w->stride,
+	         kinds[w->kind].errors[w->error]);
 }
 
-/* The second refusal is among the next calls after the first. Gives how many calls there are. */
-static int walk_pairs(int stride)
+/* The second refusal is among the next calls after the first. */
+static void write_pair(const struct walk *w, long number, char script[256])
 {
-	char script[256];
-	int at = 0;
-
-	for (; at < CALLS_MAX; at += stride)
-		for (int after = 0; after < AFTER; after++) {
-			snprintf(script, sizeof script, "any=%d.F%d.F", at, after);
-			if (walk(script) == 0)
-				return at;
-		}
-	return at;
+	snprintf(script, 256, "any=%ld.F%ld.F", number / AFTER * w->stride, number % AFTER);
 }
 
-static void walk_random_pairs(int calls, int count)
+static void write_random_pair(const struct walk *w, long number, char script[256])
 {
+	uint64_t seed = (w->seed + (uint64_t)number) * 0x9E3779B97F4A7C15u + 1;
+	int one = (int)(test_random(&seed) % KINDS), two = (int)(test_random(&seed) % KINDS);
+	const char *error = kinds[one].errors[test_random(&seed) % 2];
+
+	if (number % 2)
+		snprintf(script, 256, "any=%d.F%d.F:%s", (int)(test_random(&seed) % (uint64_t)w->calls),
+		         (int)(test_random(&seed) % (uint64_t)w->calls), error);
+	else
+		snprintf(script, 256, "%s=%d.F:%s %s=%d.F", kinds[one].call, (int)(test_random(&seed) % 40), error, kinds[two].call,
+		         (int)(test_random(&seed) % 40));
+}
+
+/* In a process of its own. */
+static void walk_some(const struct walk *w, long from, struct told *told)
+{
+	uint64_t resident;
 	char script[256];
 
-	for (int i = 0; i < count; i++) {
-		int one = (int)(test_random(&seed) % KINDS), two = (int)(test_random(&seed) % KINDS);
-		const char *error = kinds[one].errors[test_random(&seed) % 2];
+	execmem_test_script("any=."); /* once for buffers of the C library, and what the root keeps */
+	model_run(&row);
+	before = model_census();
+	resident = before.resident;
+	for (told->next = from; told->next >= 0 && told->next < from + RUNS;) {
+		long refused;
 
-		if (i % 2)
-			snprintf(script, sizeof script, "any=%d.F%d.F:%s", (int)(test_random(&seed) % (uint64_t)calls),
-			         (int)(test_random(&seed) % (uint64_t)calls), error);
-		else
-			snprintf(script, sizeof script, "%s=%d.F:%s %s=%d.F", kinds[one].call, (int)(test_random(&seed) % 40), error,
-			         kinds[two].call, (int)(test_random(&seed) % 40));
-		walk(script);
+		w->write_script(w, told->next, script);
+		refused = run_row(script);
+		told->runs++;
+		told->refused += refused;
+		told->next = refused == 0 && w->count == 0 ? -1 : told->next + 1;
+		if (told->next == w->count && w->count > 0)
+			told->next = -1;
 	}
+	EXPECT(model_census().resident <= resident + (24 << 20));
+}
+
+/* Does some work in a child and adds up what it tells. */
+static long in_child(const struct walk *w, long from)
+{
+	struct told told = {.next = -1};
+	int ends[2], status;
+	pid_t child;
+
+	EXPECT(pipe(ends) == 0);
+	child = fork();
+	EXPECT(child >= 0);
+	if (child == 0) {
+		walk_some(w, from, &told);
+		EXPECT(write(ends[1], &told, sizeof told) == (ssize_t)sizeof told);
+		_exit(0);
+	}
+	EXPECT(waitpid(child, &status, 0) == child);
+	snprintf(test_context, sizeof test_context, "mode %.10s, scripts from %ld on, status %#x", execmem_mode_name(row.mode), from,
+	         (unsigned)status);
+	EXPECT(status == 0 && read(ends[0], &told, sizeof told) == (ssize_t)sizeof told);
+	close(ends[0]);
+	close(ends[1]);
+	sum.runs += told.runs;
+	sum.refused += told.refused;
+	return told.next;
+}
+
+/* Gives how many scripts there were. */
+static long walk_all(const struct walk *w)
+{
+	long runs = sum.runs;
+
+	for (long next = 0; next >= 0;)
+		next = in_child(w, next);
+	return sum.runs - runs;
+}
+
+/* The first seed from `seed` on whose row seals a domain, when nothing fails. */
+static uint64_t choose_row(uint64_t seed)
+{
+	int status;
+
+	for (;; seed++) {
+		pid_t child = fork();
+
+		EXPECT(child >= 0);
+		if (child == 0) {
+			row.seed = seed;
+			model_run(&row);
+			_exit(model_sealed() > 0 ? 0 : 2);
+		}
+		EXPECT(waitpid(child, &status, 0) == child && (status == 0 || WEXITSTATUS(status) == 2));
+		if (status == 0)
+			return seed;
+	}
+}
+
+static void walk_mode(int stride, uint64_t seed)
+{
+	struct walk w = {.write_script = write_single, .stride = stride, .seed = seed};
+	long pairs;
+
+	row.seed = choose_row(seed * 100 + (uint64_t)row.mode);
+	for (w.kind = 0; w.kind < KINDS; w.kind++)
+		for (w.error = 0; w.error < 5 && kinds[w.kind].errors[w.error]; w.error++)
+			walk_all(&w);
+	w.write_script = write_pair;
+	pairs = walk_all(&w);
+	w.calls = (int)(pairs / AFTER) * stride;
+	EXPECT(w.calls > 100 || stride >= 1000);
+	w.calls = w.calls > 0 ? w.calls : 1;
+	w.write_script = write_random_pair;
+	w.count = 2000 / stride;
+	if (w.count > 0)
+		walk_all(&w);
+	printf("%s: seed %llu, %d operations, about %d system calls; %ld runs, %ld calls refused\n", execmem_mode_name(row.mode),
+	       (unsigned long long)row.seed, OPERATIONS, w.calls, sum.runs, sum.refused);
 }
 
 int main(int argc, char **argv)
 {
 	int stride = test_amount(argc, argv, 47, 1000);
-	uint64_t resident;
+	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
 
-	seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
 	for (row.mode = EXECMEM_MODE_SYSCALL; row.mode < EXECMEM_MODES; row.mode++) {
-		int calls;
-
 		if (!test_takes_mode(row.mode) || (stride >= 1000 && row.mode != EXECMEM_MODE_SYSCALL))
 			continue;
-		row.seed = seed * 100 + (uint64_t)row.mode;
-		for (int i = 0; i < 3; i++) { /* buffers of the C library, what the root keeps */
-			execmem_test_script("any=.");
-			model_run(&row);
-		}
-		before = model_census();
-		resident = before.resident;
-		walk_singles(stride);
-		calls = walk_pairs(stride);
-		walk_random_pairs(calls > 0 ? calls : 1, 2000 / stride);
-		EXPECT(model_census().resident <= resident + (24 << 20));
-		EXPECT(calls > 100);
-		printf("%s: %d operations, about %d system calls; %ld runs, %ld calls refused\n", execmem_mode_name(row.mode), OPERATIONS,
-		       calls, runs, refused);
+		fflush(stdout);
+		walk_mode(stride, seed);
 	}
+	EXPECT(sum.refused > 20);
 	puts("ok");
 	return 0;
 }

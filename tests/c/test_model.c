@@ -14,7 +14,8 @@ enum { ROUND = 50000 };
 /* In a child: what a process holds after the round, it held before. */
 static void run_round(uint64_t seed, long operations, enum model_faults faults, int out)
 {
-	struct model_options o = {.seed = seed, .operations = operations, .faults = faults, .check_every = 400, .small = seed % 4 != 0, .seals = 100};
+	struct model_options o = {
+		.seed = seed, .operations = operations, .faults = faults, .check_every = 400, .small = seed % 4 != 0, .seals = 100};
 	struct model_census before, after;
 	struct model_options warm = {.seed = 1, .operations = 400};
 	long told[2];
