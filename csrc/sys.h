@@ -28,7 +28,7 @@ void em_sys_close(int fd);
 uint64_t em_sys_file_resident(int fd, uint64_t *number); /* bytes of memory the file holds; number: NULL, or which file it is */
 /* The next stretch of a file's bytes that was ever written, at or after `from`; -ENXIO: there is none. */
 int em_sys_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end);
-int em_sys_seal_writing(int fd); /* no more writing; -EBUSY while anybody, in any process, has the file mapped for it */
+int em_sys_seal_writing(int fd); /* witness; no more writing; -EBUSY while anybody, in any process, has the file mapped for it */
 
 /* ---- address space ---- */
 

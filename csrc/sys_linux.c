@@ -62,6 +62,7 @@ enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 	X(scan, ENOTTY)                                                                                                                \
 	X(maps, EACCES)                                                                                                                \
 	X(random, EAGAIN)                                                                                                              \
+	X(witness, EPERM)                                                                                                              \
 	X(seal, ENOSYS)                                                                                                                \
 	X(fseal, EPERM)                                                                                                                \
 	X(sync, EPERM)                                                                                                                 \
@@ -296,6 +297,10 @@ int em_sys_file_data(int fd, uint64_t from, uint64_t *start, uint64_t *end)
 
 int em_sys_seal_writing(int fd)
 {
+	int err = scripted(OP_witness);
+
+	if (err)
+		return err;
 	return fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) < 0 ? -errno : 0;
 }
 

@@ -1,16 +1,19 @@
 /* test_faults: walks every rung of every ladder. For each system call and each of its occurrences in a script of operations, that one
  * call fails; then every second one from there on. After every operation the domain is lawful, an operation that failed has changed
- * nothing, and at the end no mapping and no file descriptor is left over.
+ * nothing, and at the end no mapping and no file descriptor is left over. The same for a domain with all that hardens, which is forked,
+ * sealed and forked again.
  *
  * usage: test_faults [stride]: 1 walks every occurrence, n every n-th; 1000 and more the first only, in one mode
  */
 #include "test.h"
 
 #include <dirent.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-static const char *const calls[] = {"memfd",    "resize", "discard",  "write", "reserve", "view", "unview", "protect", "hide",
-                                    "collapse", "scan",   "populate", "maps",  "random",  "sync", "stop",   "key"};
+static const char *const calls[] = {"memfd",   "resize", "discard",  "write", "reserve",  "view",   "unview",
+                                    "protect", "hide",   "collapse", "scan",  "populate", "maps",   "random",
+                                    "sync",    "stop",   "key",      "seal",  "fseal",    "witness"};
 static uint8_t bytes[6 << 20];
 
 static int count_files(void)
@@ -152,6 +155,144 @@ static void near_scenario(void)
 		EXPECT(execmem_domain_close(d, 0) == 0);
 }
 
+/* ---- hardened, forked, sealed ---- */
+
+enum { HARD = 24 };
+
+struct hard {
+	execmem_domain *d;
+	uint8_t *blocks[HARD]; /* NULL: not placed, or freed */
+	bool changed[HARD]; /* a refused call may have left it blank */
+};
+
+static void expect_blocks(const struct hard *h)
+{
+	for (int i = 0; i < HARD; i++)
+		EXPECT(!h->blocks[i] || h->changed[i] || memcmp(h->blocks[i], bytes, 300) == 0);
+}
+
+/* Every second one from `from` on goes. What is freed is nobody's, and cannot be freed again. */
+static void free_half(struct hard *h, int from)
+{
+	for (int i = from; i < HARD; i += 2) {
+		if (!h->blocks[i])
+			continue;
+		if (execmem_free(h->blocks[i]) == 0) {
+			EXPECT(execmem_free(h->blocks[i]) == EXECMEM_EFREED);
+			h->blocks[i] = NULL;
+		} else {
+			EXPECT(execmem_error_text()[0] && execmem_error_code() != EXECMEM_EFREED);
+			h->changed[i] = true;
+		}
+		EXPECT_LAWFUL(h->d);
+	}
+}
+
+/* Every change is refused, for the reason given. */
+static void expect_refused(const struct hard *h, int code)
+{
+	void *out = NULL;
+
+	EXPECT(execmem_place(h->d, EXECMEM_TEXT, bytes, 100, 16, NULL, &out) == code && !out);
+	for (int i = 0; i < HARD; i++)
+		EXPECT(!h->blocks[i] || execmem_free(h->blocks[i]) == code);
+	EXPECT(execmem_domain_close(h->d, 1) == code);
+	expect_blocks(h);
+}
+
+/* In a forked child: the code is there; the books are, too, or every call says that they could not be copied. */
+static void live_as_child(struct hard *h, bool sealed)
+{
+	execmem_shard sum;
+	void *out = NULL;
+
+	expect_blocks(h);
+	if (execmem_domain_count(h->d, &sum) < 0) {
+		EXPECT(execmem_error_code() == EXECMEM_EFORKED);
+		expect_refused(h, EXECMEM_EFORKED);
+		return;
+	}
+	EXPECT_LAWFUL(h->d);
+	if (sealed) {
+		expect_refused(h, EXECMEM_ESEALED);
+		return;
+	}
+	out = place(h->d, EXECMEM_TEXT, 300, 16, NULL);
+	EXPECT(!out || execmem_free(out) == 0 || execmem_error_text()[0]);
+	free_half(h, 0);
+	expect_blocks(h);
+	(void)execmem_domain_seal(h->d);
+	EXPECT_LAWFUL(h->d);
+	expect_blocks(h);
+}
+
+static void fork_hard(struct hard *h, bool sealed)
+{
+	pid_t child = fork();
+	int status;
+
+	EXPECT(child >= 0);
+	if (child == 0) {
+		live_as_child(h, sealed);
+		_exit(0);
+	}
+	EXPECT(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void seal_hard(struct hard *h, int mode)
+{
+	if (execmem_domain_seal(h->d) < 0) {
+		EXPECT((mode == EXECMEM_MODE_ALIAS || mode == EXECMEM_MODE_PKEY) && execmem_domain_ledger(h->d)->sealed == 0);
+		EXPECT_LAWFUL(h->d);
+		expect_blocks(h);
+		execmem_test_script(NULL);
+		EXPECT(execmem_domain_seal(h->d) == 0);
+	}
+	EXPECT(execmem_domain_ledger(h->d)->sealed >= EXECMEM_SEALED_LIBRARY && counts(h->d).quarantined_blocks == 0);
+	EXPECT_LAWFUL(h->d);
+	expect_refused(h, EXECMEM_ESEALED);
+}
+
+/* In a process of its own, for what is sealed stays; true: a call was made to fail. */
+static bool hardened(int mode, const char *script)
+{
+	execmem_options options = {.name = "hard", .write_mode = mode, .window = 64 << 20, .quarantine = 2048, .gap = 2048, .trust = 3};
+	int files = count_files();
+	struct hard h = {0};
+
+	execmem_test_script(script);
+	if (execmem_domain_open(&options, &h.d) == 0) {
+		for (int i = 0; i < HARD; i++)
+			h.blocks[i] = place(h.d, i % 6 == 5 ? EXECMEM_DATA : EXECMEM_TEXT, i == 3 ? 300000 : 300, 16, i % 4 ? NULL : "named");
+		free_half(&h, 0);
+		fork_hard(&h, false);
+		free_half(&h, 3);
+		h.blocks[0] = h.blocks[0] ? h.blocks[0] : place(h.d, EXECMEM_TEXT, 300, 16, NULL);
+		seal_hard(&h, mode);
+		fork_hard(&h, true);
+		EXPECT(count_files() <= files + 3); /* its ledger, what tells of two children */
+	} else {
+		EXPECT(count_files() == files);
+	}
+	return execmem_test_script(NULL) > 0;
+}
+
+static bool walk_hardened(const char *call, const char *steps, int mode, int at)
+{
+	char script[256];
+	int status;
+	pid_t child = (snprintf(script, sizeof script, "%s=%d.%s", call, at, steps), fork());
+
+	EXPECT(child >= 0);
+	snprintf(test_context, sizeof test_context, "hardened, mode %.10s, failing %.200s", execmem_mode_name(mode), script);
+	if (child == 0)
+		_exit(hardened(mode, script) ? 2 : 0);
+	EXPECT(waitpid(child, &status, 0) == child && (status == 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 2)));
+	return status != 0;
+}
+
+/* ---- the walk ---- */
+
 static int walk(const char *call, const char *steps, int mode, int at)
 {
 	char script[256];
@@ -170,9 +311,47 @@ static int walk(const char *call, const char *steps, int mode, int at)
 	return failures;
 }
 
+/* Each occurrence of a call, till there are no more; gives how many calls failed. */
+static int walk_call(const char *call, int mode, int stride, int files, int *mappings)
+{
+	int rungs = 0;
+
+	for (int at = 0; at < 180; at += stride) {
+		int once = walk(call, "F", mode, at);
+		int often = walk(call, "FF.F.F*", mode, at);
+
+		EXPECT(count_files() == files);
+		if (strcmp(call, "unview") != 0) /* what cannot be unmapped stays reserved */
+			EXPECT(count_mappings() <= *mappings);
+		else
+			*mappings = count_mappings();
+		rungs += once + often;
+		if (once + often == 0)
+			break;
+	}
+	return rungs;
+}
+
+static int walk_call_hardened(const char *call, int mode, int stride)
+{
+	int rungs = 0, more = 1;
+
+	for (int at = 0; more > 0; at += stride) {
+		more = walk_hardened(call, "F", mode, at) + walk_hardened(call, "FF.F.F*", mode, at);
+		rungs += more;
+	}
+	return rungs;
+}
+
+static bool takes_mode(int mode, int stride)
+{
+	return (stride < 1000 || mode == EXECMEM_MODE_SYSCALL || getenv("EXECMEM_TEST_MODES")) && test_takes_mode(mode);
+}
+
 int main(int argc, char **argv)
 {
-	int stride = test_amount(argc, argv, 3, 1000), rungs = 0;
+	enum { CALLS = sizeof calls / sizeof calls[0] };
+	int stride = test_amount(argc, argv, 3, 1000), rungs = 0, hard_rungs = 0;
 
 	for (size_t i = 0; i < sizeof bytes; i++)
 		bytes[i] = (uint8_t)(i * 7 + 1);
@@ -180,27 +359,22 @@ int main(int argc, char **argv)
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
 		int files, mappings;
 
-		if ((stride >= 1000 && mode != EXECMEM_MODE_SYSCALL && !getenv("EXECMEM_TEST_MODES")) || !test_takes_mode(mode))
+		if (!takes_mode(mode, stride))
 			continue;
 		scenario(mode); /* libc's own first uses: buffers, handlers */
 		files = count_files();
 		mappings = count_mappings();
-		for (size_t c = 0; c < sizeof calls / sizeof calls[0]; c++)
-			for (int at = 0; at < 180; at += stride) {
-				int once = walk(calls[c], "F", mode, at);
-				int often = walk(calls[c], "FF.F.F*", mode, at);
-
-				EXPECT(count_files() == files);
-				if (strcmp(calls[c], "unview") != 0) /* what cannot be unmapped stays reserved */
-					EXPECT(count_mappings() <= mappings);
-				else
-					mappings = count_mappings();
-				rungs += once + often;
-				if (once + often == 0)
-					break;
-			}
+		for (int c = 0; c < CALLS; c++)
+			rungs += walk_call(calls[c], mode, stride, files, &mappings);
 	}
 	EXPECT(rungs > 100);
-	printf("%d injected failures\nok\n", rungs);
+	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) { /* last, for each fork leaves a witness for a while */
+		if (!takes_mode(mode, stride))
+			continue;
+		for (int c = 0; c < CALLS; c++)
+			hard_rungs += walk_call_hardened(calls[c], mode, stride);
+	}
+	EXPECT(hard_rungs > (stride < 1000 ? 100 : 10));
+	printf("%d injected failures, %d times one or more where all is hardened\nok\n", rungs, hard_rungs);
 	return 0;
 }
