@@ -1,7 +1,9 @@
 """soak: the library under load for minutes: threads, forks, every write mode, system calls that are made to fail.
 
-    threads       place, fill, call, hand on and free blocks in a domain for each write mode that works here
-    main thread   sets and clears failures, forks children that do the same, checks laws, reads memory, draws a line
+    threads       place, fill, call, hand on and free blocks in two domains for each write mode that works here,
+                  one of them with a quarantine, gaps or a trust class
+    main thread   sets and clears failures, forks children that do the same and then seal, which lasts as long as
+                  they do; checks laws, reads memory, draws a line
 
 Every block is a function that adds a number of its own, so a wrong byte is a wrong result. What fails
 because it was made to is counted; what fails otherwise, a wrong result or a broken law, makes the soak fail.
@@ -26,7 +28,7 @@ import warnings
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import execmem
 from execmem._core import ffi, lib
@@ -51,6 +53,12 @@ CALLS: Final = (
     "populate",
     "maps",
     "stop",
+)
+WISHES: Final[tuple[dict[str, Any], ...]] = (  # of domains; the first has none
+    {},
+    {"quarantine": "64K"},
+    {"gap": "2K", "trust": 5},
+    {"quarantine": "512K", "gap": 200, "trust": 200},
 )
 HELD: Final = 400  # blocks a thread keeps at most
 STEP: Final = 0.05  # seconds between two looks of the main thread
@@ -90,6 +98,7 @@ class Report:
     faults: int = 0  # system calls made to fail
     refusals: int = 0  # operations that were refused for it
     forks: int = 0  # children that did their work and ended well
+    sealed: int = 0  # domains, by them
     checks: int = 0  # domains whose every law was checked
     resident: list[int] = field(default_factory=list)  # bytes at start, peak, end
     packs: list[int] = field(default_factory=list)  # likewise, in the soak's domains
@@ -353,11 +362,12 @@ class Soak:
         return report
 
     def _open(self) -> None:
-        for mode in self.report.modes:
-            domain = execmem.Domain(f"soak {mode}", write_mode=mode, limit="256M", window="512M")
+        for i, mode in enumerate(self.report.modes * 2):
+            wishes = WISHES[1 + i % 3 if i >= len(self.report.modes) else 0]
+            domain = execmem.Domain(f"soak {mode}", write_mode=mode, limit="256M", window="512M", **wishes)
             self.domains.append(domain)
-            for i in range(3):
-                number = 1000 * len(self.domains) + i
+            for anchor in range(3):
+                number = 1000 * len(self.domains) + anchor
                 block = domain.place(adder(number), name="anchor")
                 self.anchors.append((block, block.function("i64(i64)") if self.callable else None, number))
         self.report.packs = [sum(domain.stats().packs for domain in self.domains)] * 3
@@ -434,20 +444,40 @@ class Soak:
             self.fail(f"a forked child ended with {os.waitstatus_to_exitcode(status)}")
         else:
             self.report.forks += 1
+            self.report.sealed += len(self.report.modes) + 1
 
     def _live_as_child(self) -> bool:
-        """Call inherited code, and place, call, check and free in new domains."""
-        good = all(function is None or function(5) == number + 5 for _, function, number in self.anchors)
-        for mode in self.report.modes:
-            with execmem.Domain("soak child", write_mode=mode) as domain:
-                blocks = [(domain.place(adder(number)), number) for number in range(50)]
-                for block, number in blocks:
-                    good &= bytes(block) == adder(number)
-                    good &= not self.callable or block.function("i64(i64)")(1) == number + 1
-                domain.check()
-                for block, _ in blocks:
-                    retry(block.free)
-                del block, blocks
+        """Call inherited code; place, call, check, free and seal in new domains; seal an inherited one."""
+        good = self._anchors_hold()
+        for i, mode in enumerate(self.report.modes):
+            domain = execmem.Domain("soak child", write_mode=mode, **WISHES[(i + self.report.forks) % len(WISHES)])
+            blocks = [(domain.place(adder(number)), number) for number in range(50)]
+            good &= all(bytes(block) == adder(number) for block, number in blocks)
+            for block, _ in blocks[::2]:
+                retry(block.free)
+            del blocks[::2], block
+            domain.check()
+            good &= self._seal(domain, blocks)
+        inherited = self.domains[self.report.forks % len(self.domains)]
+        return good and self._seal(inherited, []) and self._anchors_hold()
+
+    def _anchors_hold(self) -> bool:
+        return all(function is None or function(5) == number + 5 for _, function, number in self.anchors)
+
+    def _seal(self, domain: Domain, blocks: list[tuple[Block, int]]) -> bool:
+        """Seal for as long as this child lives; True when its code runs and nothing of it can change."""
+        domain.seal()
+        good = domain.sealed is not None and domain.stats().quarantined_blocks == 0
+        for change in (lambda: domain.place(adder(1)), *(block.free for block, _ in blocks)):
+            try:
+                change()
+            except execmem.SealedError:
+                continue
+            good = False
+        domain.check()
+        for block, number in blocks:
+            good &= bytes(block) == adder(number)
+            good &= not self.callable or block.function("i64(i64)")(1) == number + 1
         return good
 
     # ---- the end ----
@@ -536,6 +566,7 @@ def tell(report: Report, paint: Paint, width: int) -> str:
         columns(("system calls refused", f"{report.faults:,}"), widths[:2]) + paint.dim("  made to fail, on purpose"),
         columns(("operations refused", f"{report.refusals:,}"), widths[:2]) + paint.dim("  for it, and undone"),
         columns(("forks survived", f"{report.forks:,}"), widths[:2]),
+        columns(("domains sealed", f"{report.sealed:,}"), widths[:2]) + paint.dim("  by children, for good"),
         columns(("domains checked", f"{report.checks:,}"), widths[:2]) + paint.dim("  every law, each time"),
         columns(("blocks kept", f"{report.kept:,}"), widths[:2])
         + paint.dim("  out of use, their batch refused midway"),
