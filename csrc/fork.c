@@ -369,6 +369,19 @@ static bool look_for(struct em_shard *s, struct sight *sight)
 	return true;
 }
 
+bool em_fork_is_seen(const execmem_domain *d)
+{
+	bool seen_by_any;
+
+	em_sys_lock(&seen.lock);
+	look();
+	seen_by_any = seen.blind.last_ms && seen.blind.last_ms >= d->ledger.epoch_ms;
+	for (uint32_t i = 0; i < seen.count; i++)
+		seen_by_any |= seen.all[i].last_ms >= d->ledger.epoch_ms;
+	em_sys_unlock(&seen.lock);
+	return seen_by_any;
+}
+
 void em_fork_release(struct em_shard *s)
 {
 	execmem_domain *d = s->domain;

@@ -9,10 +9,13 @@
 #include "sys.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -21,7 +24,7 @@ static const struct {
 	const char *name;
 } signals[] = {{SIGTRAP, "SIGTRAP"}, {SIGILL, "SIGILL"}, {SIGSEGV, "SIGSEGV"}, {SIGBUS, "SIGBUS"}};
 
-enum { SIGNALS = sizeof signals / sizeof signals[0], OUTER_REACH = 16384 };
+enum { SIGNALS = sizeof signals / sizeof signals[0], OUTER_REACH = 16384, PATIENCE = 1000 /* ms, with whoever reads stderr */ };
 
 static struct sigaction previous[SIGNALS]; /* what was there when we came; written before our handler is installed */
 static _Atomic bool ours[SIGNALS]; /* our handler was installed, and not taken out by us since */
@@ -184,16 +187,26 @@ static bool describe_outer(const siginfo_t *info, const ucontext_t *context, str
 
 /* ---- the chain ---- */
 
-/* Ends the process as the signal would have without us: with what the kernel told of it, at the place where it happened. */
+/*
+ * Ends the process as the signal would have without us: with what the kernel told of it, at the place where it happened. Where a call is
+ * refused by a sandbox, or does nothing because this is the first process of a container, the instruction is run again with the signal
+ * blocked: such a fault the kernel never leaves to a handler. Else the thread would go on behind a trap.
+ */
 static void end_by_default(int signal, siginfo_t *info, ucontext_t *context)
 {
 	struct sigaction standard = {.sa_handler = SIG_DFL};
+	bool ends = sigaction(signal, &standard, NULL) == 0 && getpid() != 1 &&
+	            syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)syscall(SYS_gettid), signal, info) == 0;
 
-	(void)sigaction(signal, &standard, NULL);
-	/* The first process of a container is spared what is sent to it, but not what its next instruction does. */
-	if (signal == SIGTRAP && is_fault(info) && getpid() == 1)
+	if (ends)
+		return;
+	if (!is_fault(info)) {
+		(void)kill(getpid(), SIGKILL); /* no instruction to run again; a first process is spared this too */
+		return;
+	}
+	sigaddset(&context->uc_sigmask, signal);
+	if (signal == SIGTRAP)
 		rewind_to_trap(context);
-	(void)syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)syscall(SYS_gettid), signal, info);
 }
 
 /* Our handler has its mask and its way with the signal itself, so for who is called it is as if the kernel had. */
@@ -321,12 +334,25 @@ bool em_sys_peek(void *to, const void *from, size_t len)
 	return got == (ssize_t)len;
 }
 
+/*
+ * Words must not change how the process ends: nobody reads the pipe, the file is at its limit, the terminal belongs to others, all of
+ * which raise a signal; or the reader does not read, and a write would wait for ever.
+ */
 void em_sys_tell(const char *text, size_t len)
 {
+	static const struct timespec now = {0};
+	struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
+	sigset_t raised, before, pending;
 	int saved = errno;
 
-	while (len > 0) {
-		ssize_t done = write(STDERR_FILENO, text, len);
+	sigemptyset(&raised);
+	sigaddset(&raised, SIGPIPE);
+	sigaddset(&raised, SIGXFSZ);
+	sigaddset(&raised, SIGTTOU);
+	(void)sigpending(&pending);
+	(void)pthread_sigmask(SIG_BLOCK, &raised, &before);
+	while (len > 0 && !(poll(&out, 1, PATIENCE) == 0)) {
+		ssize_t done = write(STDERR_FILENO, text, len < PIPE_BUF ? len : PIPE_BUF);
 
 		if (done < 0 && errno == EINTR)
 			continue;
@@ -335,6 +361,12 @@ void em_sys_tell(const char *text, size_t len)
 		text += done;
 		len -= (size_t)done;
 	}
+	for (int i = 1; i < NSIG; i++)
+		if (sigismember(&pending, i) == 1)
+			sigdelset(&raised, i); /* was there before */
+	while (sigtimedwait(&raised, NULL, &now) > 0)
+		;
+	(void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 	errno = saved;
 }
 

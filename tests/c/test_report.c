@@ -6,12 +6,14 @@
 #include "test.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -102,6 +104,7 @@ static int count(const char *what)
 /* ---- crimes ---- */
 
 static execmem_domain *domain;
+static uint8_t *freed_before; /* while stderr could still be written to */
 
 static uint8_t *place(const char *name)
 {
@@ -505,6 +508,114 @@ static void refused_reading(void)
 	call_freed();
 }
 
+/* The last trap before code that lives: who goes on behind it ends well, and must not. */
+static void call_last_trap_without(unsigned number)
+{
+	uint8_t *code = free_before_live();
+
+	report();
+	refuse(number, 0);
+	call(code);
+}
+
+static void refused_queueing(void)
+{
+	call_last_trap_without(SYS_rt_tgsigqueueinfo);
+}
+
+static void refused_default(void)
+{
+	call_last_trap_without(SYS_rt_sigaction);
+}
+
+static void sent_without_default(void)
+{
+	report();
+	refuse(SYS_rt_sigaction, 0);
+	raise(SIGSEGV);
+}
+
+/* A pipe for stderr; what it cannot be told to must not change the end. */
+static void replace_stderr(int ends[2])
+{
+	CHECK(pipe(ends) == 0 && dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
+}
+
+static void nobody_reads(void)
+{
+	int ends[2];
+
+	freed_before = place("gone");
+	report();
+	CHECK(execmem_free(freed_before) == 0);
+	replace_stderr(ends);
+	close(ends[0]);
+	call(freed_before);
+}
+
+static void nobody_reads_and_it_goes_on(void)
+{
+	int ends[2];
+	sigset_t pending;
+
+	handle(step_over, 0);
+	replace_stderr(ends);
+	close(ends[0]);
+	report();
+	call_freed();
+	if (handled != 1 || sigpending(&pending) < 0 || sigismember(&pending, SIGPIPE))
+		_exit(1);
+}
+
+static void the_reader_sleeps(void)
+{
+	char page[4096] = {0};
+	int ends[2];
+
+	freed_before = place("gone");
+	report();
+	CHECK(execmem_free(freed_before) == 0);
+	replace_stderr(ends);
+	fcntl(ends[1], F_SETFL, O_NONBLOCK);
+	while (write(ends[1], page, sizeof page) > 0)
+		;
+	fcntl(ends[1], F_SETFL, 0);
+	alarm(60);
+	call(freed_before);
+}
+
+static void the_file_is_full(void)
+{
+	struct rlimit none = {0, 0};
+	int file = memfd_create("told", 0);
+
+	freed_before = place("gone");
+	report();
+	CHECK(execmem_free(freed_before) == 0);
+	CHECK(file >= 0 && dup2(file, STDERR_FILENO) == STDERR_FILENO && setrlimit(RLIMIT_FSIZE, &none) == 0);
+	call(freed_before);
+}
+
+static void test_words_do_not_change_the_end(void)
+{
+	run("refused queueing", refused_queueing);
+	EXPECT(died_of(SIGTRAP));
+	EXPECT_TOLD(1);
+	run("refused default", refused_default);
+	EXPECT(died_of(SIGTRAP));
+	EXPECT_TOLD(1);
+	run("sent without default", sent_without_default);
+	EXPECT(died_of(SIGKILL));
+	run("nobody reads", nobody_reads);
+	EXPECT(died_of(SIGTRAP));
+	run("nobody reads, and it goes on", nobody_reads_and_it_goes_on);
+	EXPECT(ended_well());
+	run("the reader sleeps", the_reader_sleeps);
+	EXPECT(died_of(SIGTRAP));
+	run("the file is full", the_file_is_full);
+	EXPECT(died_of(SIGTRAP));
+}
+
 static void test_on_and_off(void)
 {
 	run("restored", restored);
@@ -771,6 +882,7 @@ int main(void)
 	test_handlers_before_us();
 	test_handlers_after_us();
 	test_on_and_off();
+	test_words_do_not_change_the_end();
 	test_from_anywhere();
 	test_memory();
 	test_graves();
