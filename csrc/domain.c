@@ -121,7 +121,7 @@ static uint32_t home_of(execmem_domain *d)
 	if (count < EM_SHARDS) {
 		em_sys_lock(&d->admin);
 		count = atomic_load(&d->shard_count);
-		if (d->open && count < EM_SHARDS && open_shard(d, count))
+		if (d->writable && count < EM_SHARDS && open_shard(d, count))
 			count++;
 		em_sys_unlock(&d->admin);
 		if (count > 0 && atomic_load_explicit(&d->home[count - 1], memory_order_relaxed) == self)

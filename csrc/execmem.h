@@ -107,7 +107,7 @@ enum execmem_sealed {
 	EXECMEM_SEALED_LIBRARY = 1,  /* this library alone: it has given up its own ways to write */
 	EXECMEM_SEALED_MAPPINGS = 2, /* and the kernel keeps the mappings as they are; private memory can still be written through
 	                              * /proc/self/mem */
-	EXECMEM_SEALED_KERNEL = 3    /* and the kernel refuses every way to write code that a process has */
+	EXECMEM_SEALED_KERNEL = 3    /* and the kernel refuses every way to write code that this process has, and no other has it mapped */
 };
 
 enum execmem_event_op {

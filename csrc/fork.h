@@ -22,7 +22,9 @@
 bool em_fork_keeps(struct em_shard *shard, uint32_t pack, uint32_t born_ms);
 /* Gives what was held and no child can see any more. */
 void em_fork_release(struct em_shard *shard);
-/* The same, once a tick. */
+/* Whether a child may be left that has the domain's packs mapped: what it does with its mappings, this process cannot forbid. */
+bool em_fork_is_seen(const execmem_domain *domain);
+/* The same as em_fork_release, once a tick. */
 void em_fork_tick(struct em_shard *shard);
 
 #endif

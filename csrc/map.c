@@ -340,7 +340,7 @@ void em_map_close(struct em_map *map)
 	map->fd = -1;
 }
 
-int em_map_seal(struct em_map *map)
+int em_map_seal(struct em_map *map, bool shared)
 {
 	bool file = em_map_has_file(map->mode), file_sealed;
 	int err = map->alias ? release_guarded(map->alias, pack_offset(map->packs)) : 0;
@@ -349,7 +349,7 @@ int em_map_seal(struct em_map *map)
 		return em_error_system(err, "unmap the writable alias of a domain that is to be sealed");
 	map->alias = NULL;
 	map->sealed = true;
-	file_sealed = file && em_sys_seal_file(map->fd) == 0 && !map->inherited;
+	file_sealed = file && em_sys_seal_file(map->fd) == 0 && !map->inherited && !shared;
 	em_sys_close(map->fd);
 	map->fd = -1;
 	if (em_sys_seal(map->window - EM_MAP_GUARD, pack_offset(map->packs) + 2ull * EM_MAP_GUARD) < 0)

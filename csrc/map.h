@@ -74,8 +74,8 @@ int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, 
 void em_map_remove(struct em_map *map, uint32_t pack, uint32_t packs);
 
 /* Gives up every way to write that the library has, and asks the kernel to refuse others: an enum execmem_sealed says how far it does.
- * Nobody opens a door or makes a pack meanwhile or later. Negative: the alias could not be unmapped, and all is as it was. */
-int em_map_seal(struct em_map *map);
+ * Nobody opens a door or makes a pack meanwhile or later. `shared`: another process may have the file mapped. Negative: the alias could not be unmapped, and all is as it was. */
+int em_map_seal(struct em_map *map, bool shared);
 
 /* For poke only. The range lies in one extent [extent, extent + extent_size): the mapped part of a pack or a span. */
 int em_map_open_door(struct em_map *map, int kind, uint64_t offset, uint64_t extent, uint64_t extent_size, struct em_map_door *out);

@@ -19,7 +19,7 @@ static int seal_locked(execmem_domain *d)
 		em_quarantine_empty(d->shards[i]);
 		(void)em_supply_return_empties(d->shards[i]);
 	}
-	sealed = em_map_seal(&d->map);
+	sealed = em_map_seal(&d->map, em_map_has_file(d->map.mode) && em_fork_is_seen(d));
 	if (sealed < 0)
 		return sealed;
 	__atomic_store_n(&d->ledger.header->sealed, (uint32_t)sealed, __ATOMIC_RELEASE);
@@ -34,7 +34,7 @@ static int seal(execmem_domain *domain)
 
 	if (err < 0)
 		return err;
-	if (d->ledger.header->sealed) {
+	if (d->map.sealed) {
 		em_domain_leave_all(d);
 		return 0;
 	}

@@ -530,12 +530,51 @@ static void seal_forked(int mode)
 	}
 	EXPECT(execmem_free(freed) == 0 && stats_of(d).held_blocks == with_file);
 	EXPECT(execmem_domain_seal(d) == 0 && stats_of(d).held_blocks == with_file);
+	EXPECT(stats_of(d).sealed == (has_mseal() ? EXECMEM_SEALED_MAPPINGS : EXECMEM_SEALED_LIBRARY)); /* for the child's sake */
 	EXPECT_LAWFUL(d);
 	close(talk[0]);
 	close(talk[1]);
 	expect_child_ends_well(child);
 	EXPECT(stats_of(d).held_blocks == with_file && execmem_fill(block, bytes, 1) == EXECMEM_ESEALED);
 	EXPECT_LAWFUL(d);
+}
+
+/* A child that was there before the seal has a mapping without one, and by that can write what the parent runs: no seal that says
+ * "kernel" is given while it lives. Where it opened after the fork, or the child has ended, it is. */
+static void seal_beside_a_child(int mode)
+{
+	execmem_options options = {.name = "seen", .write_mode = mode, .window = 16 << 20};
+	bool with_file = mode != EXECMEM_MODE_PROCMEM && mode != EXECMEM_MODE_FLIP;
+	uint32_t best = !has_mseal() ? EXECMEM_SEALED_LIBRARY : with_file ? EXECMEM_SEALED_KERNEL : EXECMEM_SEALED_MAPPINGS;
+	execmem_domain *seen, *later, *after;
+	void *block;
+	int talk[2];
+	pid_t child;
+
+	snprintf(test_context, sizeof test_context, "sealing beside a child, mode %s", execmem_mode_name(mode));
+	EXPECT(execmem_domain_open(&options, &seen) == 0 && execmem_domain_open(&options, &after) == 0 && pipe(talk) == 0);
+	EXPECT(execmem_place(seen, EXECMEM_TEXT, bytes, 200, 16, NULL, &block) == 0);
+	child = fork();
+	EXPECT(child >= 0);
+	if (child == 0) {
+		void *page = (void *)((uintptr_t)block & ~4095ull);
+
+		close(talk[1]);
+		EXPECT(read(talk[0], &(char){0}, 1) == 0); /* till all is sealed */
+		if (mprotect(page, 4096, PROT_READ | PROT_WRITE) == 0)
+			*(volatile uint8_t *)block ^= 255;
+		_exit(0);
+	}
+	usleep(20000); /* the clock that forks are told by ticks every few ms */
+	EXPECT(execmem_domain_open(&options, &later) == 0);
+	EXPECT(execmem_domain_seal(seen) == 0 && execmem_domain_seal(later) == 0);
+	EXPECT(stats_of(later).sealed == best);
+	close(talk[0]);
+	close(talk[1]);
+	expect_child_ends_well(child);
+	EXPECT(*(uint8_t *)block == bytes[0] || stats_of(seen).sealed < EXECMEM_SEALED_KERNEL);
+	EXPECT(*(uint8_t *)block == bytes[0] || with_file);
+	EXPECT(execmem_domain_seal(after) == 0 && stats_of(after).sealed == best);
 }
 
 /* What is random after a fork is not what the other process draws. Private memory: without gaps both would take the same places. */
@@ -714,6 +753,7 @@ int main(int argc, char **argv)
 		fork_sealed(mode);
 		fork_gaps(mode);
 		seal_forked(mode);
+		seal_beside_a_child(mode);
 		fork_quarantined(mode, 0);
 		fork_quarantined(mode, GAP);
 		if (mode != EXECMEM_MODE_FLIP) /* where a write is refused when others do not stop in time */
