@@ -156,7 +156,8 @@ int em_block_take(struct em_shard *s, const struct em_request *r, struct em_plac
 
 void em_block_give(struct em_shard *s, const struct em_place *at)
 {
-	if (s->domain->quarantine && !at->span) {
+	/* What is larger than the quarantine would drive out all others, and not stay either. */
+	if (!at->span && (uint64_t)at->chunks << EM_CHUNK_SHIFT <= s->domain->quarantine) {
 		em_quarantine_add(s, at->pack, at->first, at->chunks);
 		return;
 	}

@@ -191,6 +191,8 @@ static void quarantine_order(void)
 	EXPECT(execmem_free(blocks[0]) == 0 && counts(d).quarantined_blocks == 0);
 	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, 100, 16, NULL, &blocks[0]) == 0);
 	EXPECT(execmem_free(blocks[0]) == 0 && counts(d).quarantined_bytes == 128);
+	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, 65536, 16, NULL, &blocks[1]) == 0);
+	EXPECT(execmem_free(blocks[1]) == 0 && counts(d).quarantined_bytes == 128); /* nor does it drive out who waits */
 	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, 3 << 20, 16, NULL, &out) == EXECMEM_EWINDOW && counts(d).quarantined_blocks == 1);
 	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, 2 << 20, 16, NULL, &out) == 0); /* all of the window */
 	EXPECT(counts(d).quarantined_blocks == 0);
@@ -378,6 +380,7 @@ static void seal(int mode, const struct refusal *refused)
 	EXPECT(execmem_place(d, EXECMEM_DATA, bytes, 200, 16, "data", &data) == 0);
 	EXPECT(execmem_place(d, EXECMEM_TEXT, bytes, 3 << 17, 16, NULL, &large) == 0);
 	EXPECT(execmem_place(d, EXECMEM_RODATA, bytes, 200, 16, NULL, &out) == 0 && execmem_free(out) == 0);
+	(void)stats_of(NULL); /* looks whether children have ended: each has a file, which sealing would close */
 	open_files = files();
 	execmem_test_script(script);
 	err = execmem_domain_seal(d);
