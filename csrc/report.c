@@ -22,6 +22,8 @@ enum place {
 	PLACE_RESERVED, /* live, never filled */
 	PLACE_DYING,    /* live, being freed by a free_many */
 	PLACE_FREE,
+	PLACE_QUARANTINED, /* free, and kept from all for now */
+	PLACE_HELD,     /* freed, and kept as it is for a forked process */
 	PLACES
 };
 
@@ -138,9 +140,18 @@ static enum place look_at_record(struct look *l, const struct em_pack_word *g, u
 	peek_name(l, record.name, l->block.name, sizeof l->block.name);
 	if (record.state & EXECMEM_BLOCK_DYING)
 		return PLACE_DYING;
-	return record.state == EXECMEM_BLOCK_FILLED     ? PLACE_LIVE
-	       : record.state == EXECMEM_BLOCK_RESERVED ? PLACE_RESERVED
-	                                                : PLACE_FREE; /* kept whole for the next */
+	switch (record.state) {
+	case EXECMEM_BLOCK_FILLED:
+		return PLACE_LIVE;
+	case EXECMEM_BLOCK_RESERVED:
+		return PLACE_RESERVED;
+	case EXECMEM_BLOCK_QUARANTINED:
+		return PLACE_QUARANTINED;
+	case EXECMEM_BLOCK_HELD:
+		return PLACE_HELD;
+	default:
+		return PLACE_FREE; /* kept whole for the next */
+	}
 }
 
 static enum place look_at_pack(struct look *l, struct em_pack_word *groups)
@@ -247,7 +258,7 @@ static void look(struct teller *t, struct look *l, uint64_t address)
 	l->number = (uint32_t)(offset >> EM_PACK_SHIFT);
 	l->chunk = offset >> EM_CHUNK_SHIFT & (EXECMEM_PACK_CHUNKS - 1);
 	l->place = look_at_pack(l, t->groups);
-	if (l->place == PLACE_FREE || l->place == PLACE_ABSENT)
+	if (l->place == PLACE_ABSENT || l->place >= PLACE_FREE)
 		look_back(l, t->events);
 }
 
@@ -279,21 +290,46 @@ static void say_count(struct teller *t, uint64_t number, const char *unit)
 	say(t, unit);
 }
 
-/* A name is anybody's bytes: what would move a terminal's cursor is not shown. */
+/* Bytes of the character in UTF-8 that a text of `left` bytes starts with; 0: none that is well formed and can be shown. What moves a
+ * terminal's cursor or turns the direction of writing is not: C0, DEL, C1, the separators U+2028 and 2029, U+061C, 200B..200F,
+ * 202A..202E, 2060..206F, FEFF. */
+static size_t length_shown(const unsigned char *at, size_t left)
+{
+	static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+	size_t len = at[0] < 0x80 ? 1 : at[0] >> 5 == 6 ? 2 : at[0] >> 4 == 14 ? 3 : at[0] >> 3 == 30 ? 4 : 0;
+	uint32_t c = len == 1 ? at[0] : at[0] & (0x7fu >> len);
+
+	if (len == 0 || len > left)
+		return 0;
+	for (size_t i = 1; i < len; i++) {
+		if (at[i] >> 6 != 2)
+			return 0;
+		c = c << 6 | (at[i] & 0x3f);
+	}
+	if (c < least[len] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000) || c < ' ' || (c >= 0x7f && c < 0xa0))
+		return 0;
+	if (c == 0x61c || (c >= 0x200b && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2060 && c <= 0x206f) || c == 0xfeff)
+		return 0;
+	return len;
+}
+
+/* A name is anybody's bytes. */
 static void say_name(struct teller *t, const char *name, size_t size)
 {
-	char shown[2] = "";
+	size_t len = strnlen(name, size), i = 0;
 
 	say(t, "\"");
-	for (size_t i = 0; i < size && name[i]; i++) {
-		shown[0] = name[i];
-		if ((unsigned char)name[i] < ' ' || name[i] == 0x7f)
-			shown[0] = '?';
-		if (i == NAME) {
+	while (i < len) {
+		size_t bytes = length_shown((const unsigned char *)&name[i], len - i);
+		char shown[5] = "?";
+
+		if (i + bytes > NAME || i == NAME) {
 			say(t, "...");
 			break;
 		}
+		memcpy(shown, bytes ? &name[i] : "?", bytes ? bytes : 1);
 		say(t, shown);
+		i += bytes ? bytes : 1;
 	}
 	say(t, "\"");
 }
@@ -338,6 +374,10 @@ static void say_place(struct teller *t, const struct look *l)
 {
 	static const char *const states[PLACES] = {
 		[PLACE_LIVE] = "live ", [PLACE_RESERVED] = "reserved, never filled: ", [PLACE_DYING] = "being freed: "};
+	static const char *const free_states[PLACES] = {[PLACE_ABSENT] = "no memory: reserved addresses",
+	                                                [PLACE_FREE] = "free memory",
+	                                                [PLACE_QUARANTINED] = "free memory in quarantine",
+	                                                [PLACE_HELD] = "freed memory that a forked process may run"};
 
 	switch (l->place) {
 	case PLACE_CLOSED:
@@ -354,7 +394,7 @@ static void say_place(struct teller *t, const struct look *l)
 		say_block(t, l);
 		break;
 	default:
-		say(t, l->place == PLACE_ABSENT ? "no memory: reserved addresses" : "free memory");
+		say(t, free_states[l->place]);
 		if (l->was) {
 			say(t, l->place == PLACE_ABSENT ? " of a pack that went back to the system; it used to be " : "; it used to be ");
 			say_block(t, l);
@@ -384,8 +424,12 @@ static void say_domain(struct teller *t, const struct look *l)
 		say(t, ", kind ");
 		say(t, kinds[l->pack.kind]);
 	}
+	if (l->header.sealed)
+		say(t, ", sealed");
 	if (em_sys_peek(&forks, &l->domain->forks, sizeof forks) && forks != em_domain_forks)
 		say(t, ", opened before this process was forked");
+	else if (l->place != PLACE_ABSENT && l->pack.inherited)
+		say(t, ", memory of the parent process");
 }
 
 static bool is_code(const struct look *l)
@@ -403,6 +447,7 @@ static const char *why_run(const struct em_sys_fault *f, const struct look *l)
 	case PLACE_DYING:
 		return "it was called while another thread frees it. Free a block after its last call";
 	case PLACE_FREE:
+	case PLACE_QUARANTINED:
 	case PLACE_ABSENT:
 		if (l->was)
 			return "a callback, a table or a cached pointer outlived its block. Free a block after its last call; in Python "
@@ -431,7 +476,11 @@ static const char *why(const struct em_sys_fault *f, const struct look *l)
 		return why_run(f, l);
 	if (f->access == EM_SYS_WROTE && (l->pack.kind != EXECMEM_DATA || !is_code(l)) && l->place != PLACE_ABSENT &&
 	    l->place != PLACE_CLOSED)
-		return "executable memory and rodata are never writable at their addresses. Write with execmem_fill (Block.fill in Python)";
+		return l->header.sealed ? "the domain is sealed: what is in it stays as it is. Put new code in another domain"
+		       : l->pack.inherited ? "executable memory and rodata are never writable at their addresses, and this was placed before a fork: "
+		                             "here it cannot be written at all. Place a new block"
+		                           : "executable memory and rodata are never writable at their addresses. Write with execmem_fill "
+		                             "(Block.fill in Python)";
 	if (l->place == PLACE_CLOSED)
 		return "a pointer outlived the domain";
 	if (l->place == PLACE_ABSENT)

@@ -306,6 +306,36 @@ CRIMES: Final[dict[str, tuple[str, signal.Signals, tuple[str, ...]]]] = {
         signal.SIGTRAP,
         (FREED, 'block "spin", 2 bytes at', "0 bytes into it", AGE),
     ),
+    "call_quarantined": (
+        """
+        q = execmem.Domain("waits", quarantine="64K")
+        b = q.place(RET, name="waiting")
+        a = b.address
+        b.free()
+        call(a)
+        """,
+        signal.SIGTRAP,
+        ("there: free memory in quarantine; it used to be", 'block "waiting", 1 byte at', AGE, "outlived its block"),
+    ),
+    "write_sealed": (
+        "domain.seal(); ctypes.memset(address, 0x90, 1)",
+        signal.SIGSEGV,
+        (r"wrote to", 'live block "add7"', DOMAIN + ", sealed", "the domain is sealed"),
+    ),
+    "name_of_any_bytes": (  # C1 as a byte and in UTF-8, a mark that turns the writing, and a character that is cut
+        """
+        ffi = execmem._core.ffi
+        bad = "9b316d" "c29b" "e280ae" "ed9fbf" "eda080"  # CSI, U+009B, U+202E, U+D7FF, half a pair
+        name = bytes.fromhex("c3a9e282ac" + bad) + b"d" * 44 + bytes.fromhex("e282ac")
+        out = ffi.new("void **")
+        ret = ffi.new("char[]", RET)
+        assert execmem._core.lib.execmem_place(ffi.cast("void *", domain._word), 0, ret, 1, 16, name, out) == 0
+        execmem.execmem_free(int(ffi.cast("size_t", out[0])))
+        call(int(ffi.cast("size_t", out[0])))
+        """,
+        signal.SIGTRAP,
+        ('block "\u00e9\u20ac\\?1m\\?{5}\ud7ff\\?{3}d{44}\\.\\.\\.", 1 byte',),
+    ),
     "name_with_escapes": (
         "b = domain.place(RET, name='a\\x1b[2Jb\\n\\x7f' + 'c' * 200); a = b.address; b.free(); call(a)",
         signal.SIGTRAP,
@@ -463,6 +493,32 @@ def test_a_fault_in_a_childs_own_domain_is_told(scene: Scene) -> None:
     assert (end.code, end.out) == (0, "SIGTRAP\n")
     expect_told(end, FREED, '''block "child's"''', AGE, 'domain "of the child"')
     assert "forked" not in end.told
+
+
+def test_what_is_the_parents_is_told(scene: Scene) -> None:
+    end = scene.commit(
+        """
+        shared = execmem.Domain("shared", write_mode="syscall")
+        code, empty = shared.place(ADD7, name="placed"), shared.alloc(64, name="empty")
+        held = shared.place(ADD7, name="held")
+        addresses = [code.address, held.address]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            ctypes.memset(addresses[0], 0, 1)
+        print(signal.Signals(os.WTERMSIG(os.waitpid(child, 0)[1])).name, flush=True)
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        held.free()
+        ctypes.memset(addresses[1], 0, 1)
+        """
+    )
+    assert (end.code, end.out) == (-signal.SIGSEGV, "SIGSEGV\n")
+    expect_told(end, 'live block "placed"', "memory of the parent process", "here it cannot be written at all")
+    expect_told(end, "freed memory that a forked process may run; it used to be block", '"held"', "never writable")
 
 
 def test_other_faults_are_passed_on_without_a_word(scene: Scene) -> None:
