@@ -684,7 +684,7 @@ uint64_t em_map_resident(const struct em_map *map)
 {
 	uint64_t bytes = 0;
 
-	if (em_map_has_file(map->mode) && !map->sealed)
+	if (em_map_has_file(map->mode))
 		return em_sys_file_resident(map->fd, NULL);
 	(void)em_sys_scan(map->window, pack_offset(map->packs), EM_SYS_PRESENT, &bytes);
 	return bytes;

@@ -87,7 +87,7 @@ int em_map_inherit(struct em_map *map);
 void em_map_forget(struct em_map *map,
                    uint32_t pack); /* in a forked child: one that was being made, by a thread that is not here */
 
-uint64_t em_map_resident(const struct em_map *map);
+uint64_t em_map_resident(const struct em_map *map); /* of its file while that is open; where there is none, of the window */
 uint64_t em_map_present(const struct em_map *map, uint64_t offset, uint64_t size); /* bytes that this process has there */
 #define EM_MAP_UNTOLD UINT64_MAX /* the kernel cannot be asked: no /proc */
 uint64_t em_map_huge(const struct em_map *map, uint64_t offset, uint64_t size);

@@ -33,13 +33,37 @@ static bool is_whole(const execmem_domain *d, uint32_t pack)
 	return p->state != EXECMEM_PACK_ABSENT && em_domain_offset(pack + 1, 0) <= end;
 }
 
-static uint64_t usable_bytes(const execmem_domain *d)
+/* Free chunks and parked ones; the packs that a forked child inherits are in neither count. */
+static uint64_t idle_bytes(const execmem_domain *d, const execmem_shard *sum)
 {
 	uint64_t chunks = 0;
 
-	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++)
-		chunks += d->ledger.packs[pack].usable_chunks; /* of a span its first pack has all */
+	for (uint32_t i = 0; i < atomic_load(&d->shard_count); i++)
+		for (int kind = 0; kind < EXECMEM_KINDS; kind++)
+			chunks += d->shards[i]->free_chunks[kind] + d->shards[i]->park[kind].chunks;
+	return (chunks << EM_CHUNK_SHIFT) + sum->quarantined_bytes;
+}
+
+/* Of a pack that has held blocks. */
+static uint64_t held_bytes(const execmem_domain *d, uint32_t pack)
+{
+	struct em_pack p = em_ledger_pack(&d->ledger, pack);
+	uint64_t chunks = 0;
+
+	if (p.record->state == EXECMEM_PACK_SPAN)
+		return (uint64_t)p.record->usable_chunks << EM_CHUNK_SHIFT;
+	for (uint32_t chunk = 0; chunk < p.record->usable_chunks; chunk++)
+		if (em_pack_is_head(p, chunk) && em_ledger_block(&d->ledger, pack, chunk)->state == EXECMEM_BLOCK_HELD)
+			chunks += em_pack_length(p, chunk);
 	return chunks << EM_CHUNK_SHIFT;
+}
+
+/* Packs that no open file counts: data; and, once the domain is sealed and its file closed, all but those of the parent process. */
+static bool is_counted_alone(const execmem_domain *d, uint32_t pack)
+{
+	const execmem_pack *p = &d->ledger.packs[pack];
+
+	return em_map_has_file(d->map.mode) && (d->map.sealed ? !p->inherited : p->kind == EXECMEM_DATA);
 }
 
 static void ask_kernel(execmem_domain *d, execmem_stats *out)
@@ -47,9 +71,12 @@ static void ask_kernel(execmem_domain *d, execmem_stats *out)
 	bool untold = false;
 
 	for (uint32_t pack = 0; pack < em_peek(d->ledger.header->packs_top); pack++) {
-		if (d->ledger.packs[pack].kind == EXECMEM_DATA && em_map_has_file(d->map.mode) && !d->map.sealed) /* in no file */
+		if (is_counted_alone(d, pack))
 			out->resident_bytes += em_map_present(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
-		out->held_blocks += d->ledger.packs[pack].held;
+		if (d->ledger.packs[pack].held > 0) {
+			out->held_blocks += d->ledger.packs[pack].held;
+			out->held_bytes += held_bytes(d, pack);
+		}
 		if (is_whole(d, pack)) {
 			uint64_t huge = em_map_huge(&d->map, em_domain_offset(pack, 0), EXECMEM_PACK_SIZE);
 
@@ -108,7 +135,7 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		.backing = d->map.backing,
 		.quarantined_bytes = sum.quarantined_bytes,
 		.quarantined_blocks = sum.quarantined_blocks,
-		.idle_bytes = usable_bytes(d) - (sum.used_bytes - atomic_load(&d->making_bytes)),
+		.idle_bytes = idle_bytes(d, &sum),
 		.sealed = h->sealed,
 		.trust = h->trust,
 	};

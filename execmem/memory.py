@@ -543,9 +543,11 @@ class Stats:
     what was asked of it; ``huge_bytes``, ``huge_packs`` and ``vmas`` are None where it cannot be asked (no ``/proc``).
     ``backing`` tells where the pages come from: ``"memfd"``, ``"tmpfs"`` or ``"disk"`` (an unlinked file, where
     ``memfd_create`` is refused), or ``"private"``. ``held_blocks`` were
-    freed and are kept as they are until forked processes that may run them are gone.
-    ``idle_bytes`` are those of packs that no live block has: free, or kept freed, in
+    freed and are kept as they are until forked processes that may run them are gone; ``held_bytes`` are theirs.
+    ``idle_bytes`` are those of packs that no block has, live or held: free, or kept freed, in
     quarantine or for reuse; what random gaps waste is among them. ``sealed`` is as ``Domain.sealed``.
+    In a forked child ``packs`` and the blocks are also those it inherited, while ``resident_bytes``, ``idle_bytes``
+    and ``largest_free`` are of its own packs alone: the others are its parent's memory.
     """
 
     live_blocks: int
@@ -583,6 +585,7 @@ class Stats:
     idle_bytes: int
     sealed: str | None
     trust: int
+    held_bytes: int
 
     def as_dict(self) -> dict[str, int | str | bool | None]:
         """Return the same as a dict."""

@@ -178,7 +178,7 @@ held = blocks[5:15]
 del blocks[5:15], block
 while held:
     held.pop().free()
-assert domain.stats().held_blocks == 10
+assert (domain.stats().held_blocks, domain.stats().held_bytes) == (10, 640)
 blocks[5:5] = [domain.place(code(number)) for number in range(5, 15)]
 os.write(gate[1], b"x" * 16)
 wait(*children)

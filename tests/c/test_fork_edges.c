@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCKS = 30000 };
+enum { BLOCKS = 30000, BLOCKS_OF_A_KIND = 100 };
 
 static const uint8_t code[6] = {0xB8, 1, 0, 0, 0, 0xC3}; /* x86-64: mov eax, 1; ret */
 static _Atomic uint64_t clock_ahead_ms; /* the library's clock shows later than it is */
@@ -58,12 +58,17 @@ static void *place(void)
 	return address;
 }
 
-static uint64_t held(void)
+static execmem_stats told(void)
 {
 	execmem_stats stats;
 
 	EXPECT(execmem_domain_stats(domain, &stats) == 0);
-	return stats.held_blocks;
+	return stats;
+}
+
+static uint64_t held(void)
+{
+	return told().held_blocks;
 }
 
 /* A child that lives until end(). */
@@ -319,6 +324,89 @@ static void test_a_domain_closed_before_the_fork_is_closed_in_the_child(void)
 	expect_good_end(child);
 }
 
+/* Bytes that are open for blocks, by the ledger: in packs of this process. */
+static uint64_t open_bytes(void)
+{
+	const execmem_header *header = execmem_domain_ledger(domain);
+	const execmem_pack *packs = (const execmem_pack *)(const void *)((const uint8_t *)header + header->packs_offset);
+	uint64_t chunks = 0;
+
+	for (uint32_t i = 0; i < header->packs_top; i++)
+		chunks += packs[i].inherited ? 0 : packs[i].usable_chunks;
+	return chunks * EXECMEM_CHUNK;
+}
+
+/* A child has no use of what is free in its parent's packs, and does not pay for them. */
+static void expect_own_figures(int mode, void *inherited, uint64_t parent_held)
+{
+	bool is_private = mode == EXECMEM_MODE_PROCMEM || mode == EXECMEM_MODE_FLIP;
+	uint64_t inherited_bytes = is_private ? 0 : (uint64_t)BLOCKS_OF_A_KIND * EXECMEM_CHUNK, own;
+	execmem_stats stats = told();
+
+	EXPECT(stats.live_blocks == 2 * BLOCKS_OF_A_KIND && stats.used_bytes == 2 * BLOCKS_OF_A_KIND * EXECMEM_CHUNK);
+	EXPECT(stats.idle_bytes == open_bytes() - (stats.used_bytes - inherited_bytes));
+	EXPECT(stats.held_blocks == parent_held && stats.held_bytes == parent_held * EXECMEM_CHUNK);
+	EXPECT(is_private || (stats.idle_bytes < EXECMEM_PACK_SIZE && stats.largest_free == 0)); /* of data alone */
+	own = stats.resident_bytes;
+	place();
+	stats = told();
+	EXPECT(is_private || (stats.largest_free > 0 && stats.resident_bytes > own && stats.resident_bytes < own + EXECMEM_PACK_SIZE));
+	EXPECT(stats.idle_bytes == open_bytes() - (stats.used_bytes - inherited_bytes));
+	EXPECT(execmem_free(inherited) == 0);
+	stats = told();
+	EXPECT(stats.held_blocks == parent_held + !is_private && stats.held_bytes == stats.held_blocks * EXECMEM_CHUNK);
+	EXPECT(stats.idle_bytes == open_bytes() - (stats.used_bytes - inherited_bytes) - (is_private ? 0 : EXECMEM_CHUNK));
+}
+
+static void test_figures_of_each_process_are_of_its_own_memory(int mode)
+{
+	uint64_t many = mode == EXECMEM_MODE_PROCMEM || mode == EXECMEM_MODE_FLIP ? 0 : BLOCKS_OF_A_KIND / 2;
+	void *blocks[BLOCKS_OF_A_KIND * 3 / 2], *data;
+	pid_t first, child;
+
+	snprintf(test_context, sizeof test_context, "mode %s", execmem_mode_name(mode));
+	open_domain(mode, 0);
+	for (int i = 0; i < BLOCKS_OF_A_KIND; i++)
+		EXPECT(execmem_place(domain, EXECMEM_DATA, code, sizeof code, 16, NULL, &data) == 0);
+	for (int i = 0; i < BLOCKS_OF_A_KIND * 3 / 2; i++)
+		blocks[i] = place();
+	EXPECT(told().idle_bytes == open_bytes() - told().used_bytes && told().held_bytes == 0);
+	first = fork_sleeper();
+	later(20);
+	for (int i = BLOCKS_OF_A_KIND; i < BLOCKS_OF_A_KIND * 3 / 2; i++)
+		EXPECT(execmem_free(blocks[i]) == 0);
+	EXPECT(held() == many && told().held_bytes == many * EXECMEM_CHUNK);
+	EXPECT(told().idle_bytes == open_bytes() - told().used_bytes - told().held_bytes);
+	child = fork();
+	if (child == 0) {
+		expect_own_figures(mode, blocks[0], many);
+		EXPECT_LAWFUL(domain);
+		_exit(0);
+	}
+	expect_good_end(child);
+	end(first);
+	EXPECT(held() == 0 && told().held_bytes == 0 && told().idle_bytes == open_bytes() - told().used_bytes);
+	close_domain();
+}
+
+static void test_a_block_larger_than_a_pack_is_held_whole(void)
+{
+	static const uint8_t large[3 << 20] = {0xC3};
+	void *address;
+	pid_t child;
+
+	open_domain(EXECMEM_MODE_SYSCALL, 0);
+	EXPECT(execmem_place(domain, EXECMEM_TEXT, large, sizeof large, 16, NULL, &address) == 0);
+	place();
+	child = fork_sleeper();
+	later(20);
+	EXPECT(execmem_free(address) == 0 && held() == 1 && told().held_bytes == sizeof large);
+	EXPECT(told().idle_bytes == open_bytes() - told().used_bytes - told().held_bytes);
+	end(child);
+	EXPECT(held() == 0 && told().held_bytes == 0);
+	close_domain();
+}
+
 static atomic_bool go;
 
 static void *use_first(void *unused)
@@ -371,6 +459,10 @@ int main(int argc, char **argv)
 		test_a_pack_with_held_blocks_changes_hands();
 	test_a_daemon_closes_all_descriptors();
 	test_a_domain_closed_before_the_fork_is_closed_in_the_child();
+	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++)
+		if (test_takes_mode(mode))
+			test_figures_of_each_process_are_of_its_own_memory(mode);
+	test_a_block_larger_than_a_pack_is_held_whole();
 	test_a_fork_without_a_witness_is_one_of_many(); /* the last: its child is never taken to be gone */
 	puts("ok");
 	return 0;

@@ -470,6 +470,7 @@ static bool has_memory_open(void)
 static void fork_sealed(int mode)
 {
 	execmem_options options = {.name = "sealed", .write_mode = mode, .window = 16 << 20};
+	bool with_file = mode != EXECMEM_MODE_PROCMEM && mode != EXECMEM_MODE_FLIP;
 	void *block, *large, *data;
 	uint32_t sealed;
 	execmem_domain *d;
@@ -490,6 +491,7 @@ static void fork_sealed(int mode)
 		EXPECT(grandchild >= 0);
 		expect_sealed(d, block, large);
 		EXPECT(stats_of(d).sealed == sealed && stats_of(d).held_blocks == 0);
+		EXPECT(memcmp(large, bytes, 3 << 17) == 0 && (stats_of(d).resident_bytes < 3 << 17) == with_file); /* the parent's */
 		EXPECT(!has_mseal() || munmap((void *)((uintptr_t)block & ~4095ull), 4096) == -1); /* the seals of the kernel came along */
 		memset(data, 7, 200);
 		EXPECT(!has_memory_open());
