@@ -445,9 +445,7 @@ static void test_a_fork_during_the_first_use(int races)
 
 int main(int argc, char **argv)
 {
-	int races = test_amount(argc, argv, 40, 0); /* memcheck takes the stack of a thread that a child does not have to be lost */
-
-	test_a_fork_during_the_first_use(races); /* before the library is used */
+	test_a_fork_during_the_first_use(test_amount(argc, argv, 40, 10)); /* before the library is used */
 	test_a_fork_does_not_swallow_the_end_of_another_child();
 	test_what_is_placed_after_a_fork_is_not_frozen(EXECMEM_MODE_SYSCALL);
 	test_what_is_placed_after_a_fork_is_not_frozen(EXECMEM_MODE_ALIAS);
@@ -455,8 +453,7 @@ int main(int argc, char **argv)
 	test_a_child_keeps_its_code_when_the_time_has_wrapped((1ull << 32) - 100, 200);
 	test_a_child_keeps_its_code_when_the_time_has_wrapped((1ull << 32) + 100000, 20);
 	test_unmapping_is_refused();
-	if (races) /* minutes under memcheck */
-		test_a_pack_with_held_blocks_changes_hands();
+	test_a_pack_with_held_blocks_changes_hands();
 	test_a_daemon_closes_all_descriptors();
 	test_a_domain_closed_before_the_fork_is_closed_in_the_child();
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++)
