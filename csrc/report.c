@@ -477,10 +477,11 @@ static const char *why(const struct em_sys_fault *f, const struct look *l)
 	if (f->access == EM_SYS_WROTE && (l->pack.kind != EXECMEM_DATA || !is_code(l)) && l->place != PLACE_ABSENT &&
 	    l->place != PLACE_CLOSED)
 		return l->header.sealed ? "the domain is sealed: what is in it stays as it is. Put new code in another domain"
-		       : l->pack.inherited ? "executable memory and rodata are never writable at their addresses, and this was placed before a fork: "
-		                             "here it cannot be written at all. Place a new block"
-		                           : "executable memory and rodata are never writable at their addresses. Write with execmem_fill "
-		                             "(Block.fill in Python)";
+		       : l->pack.inherited
+				   ? "executable memory and rodata are never writable at their addresses, and this was placed before a fork: "
+					 "here it cannot be written at all. Place a new block"
+				   : "executable memory and rodata are never writable at their addresses. Write with execmem_fill "
+				     "(Block.fill in Python)";
 	if (l->place == PLACE_CLOSED)
 		return "a pointer outlived the domain";
 	if (l->place == PLACE_ABSENT)
