@@ -119,9 +119,9 @@ static int take_within(struct em_shard *s, const struct em_request *r, struct em
 
 	if (err < 0)
 		return err;
-	err = em_supply_take(s, r->kind, out->chunks + gap, align, &out->pack, &out->first);
+	err = em_supply_take(s, r->kind, gap, out->chunks, align, &out->pack, &out->first);
 	if (EM_UNLIKELY(err == EXECMEM_EWINDOW && gap))
-		return em_supply_take(s, r->kind, out->chunks, align, &out->pack, &out->first);
+		return em_supply_take(s, r->kind, 0, out->chunks, align, &out->pack, &out->first);
 	if (EM_UNLIKELY(err == 0 && gap)) {
 		em_supply_give_front(s, out->pack, out->first, gap);
 		out->first += gap;

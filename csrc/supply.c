@@ -312,6 +312,7 @@ static int make_pack(struct em_shard *s, int kind, uint64_t need, uint64_t bytes
 struct want {
 	int kind;
 	uint32_t chunks, align;
+	uint64_t bytes; /* of the block, which are counted already; a gap before it is in `chunks` alone */
 	uint32_t worst; /* a run this long holds the block wherever it starts */
 	unsigned own;  /* no run of a class below the block's own holds it */
 	unsigned safe; /* every run of this class and above does, wherever it starts */
@@ -509,7 +510,6 @@ static bool take_over_from(struct em_shard *from, struct em_shard *s, const stru
 static bool take_over_any(struct em_shard *s, const struct want *w, bool in_need, int *closed)
 {
 	execmem_domain *d = s->domain;
-	uint64_t bytes = (uint64_t)w->chunks << EM_CHUNK_SHIFT;
 	uint32_t shards = atomic_load(&d->shard_count);
 	bool left = false, took = false;
 
@@ -518,12 +518,12 @@ static bool take_over_any(struct em_shard *s, const struct want *w, bool in_need
 		if (i == s->number || !(in_need || has_plenty(d->shards[i], w->kind)))
 			continue;
 		if (!left)
-			em_supply_leave(s, bytes);
+			em_supply_leave(s, w->bytes);
 		left = true;
 		took = take_over_from(d->shards[i], s, w, in_need);
 	}
 	if (left)
-		*closed = em_supply_come_back(s, bytes);
+		*closed = em_supply_come_back(s, w->bytes);
 	return took;
 }
 
@@ -537,7 +537,7 @@ static int make_room(struct em_shard *s, const struct want *w)
 		return grow_small(s, w->kind, need);
 	if (take_over_any(s, w, false, &closed) || closed < 0)
 		return closed;
-	err = make_pack(s, w->kind, need, (uint64_t)w->chunks << EM_CHUNK_SHIFT);
+	err = make_pack(s, w->kind, need, w->bytes);
 	if (err != EXECMEM_EWINDOW) /* else the addresses are all taken, and others may have room in theirs */
 		return err;
 	if (take_over_any(s, w, true, &closed) || closed < 0)
@@ -737,12 +737,14 @@ void em_supply_give_front(struct em_shard *s, uint32_t pack, uint32_t first, uin
 	give_chunks(s, pack, first);
 }
 
-int em_supply_take(struct em_shard *s, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first)
+int em_supply_take(struct em_shard *s, int kind, uint32_t gap, uint32_t block, uint32_t align, uint32_t *pack, uint32_t *first)
 {
+	uint32_t chunks = gap + block;
 	uint32_t worst = chunks + align - 1 < EXECMEM_PACK_CHUNKS ? chunks + align - 1 : EXECMEM_PACK_CHUNKS;
 	struct want w = {.kind = kind,
 	                 .chunks = chunks,
 	                 .align = align,
+	                 .bytes = (uint64_t)block << EM_CHUNK_SHIFT,
 	                 .worst = worst,
 	                 .own = em_pack_class(chunks),
 	                 .safe = em_pack_class_for(worst)};

@@ -13,9 +13,10 @@ enum {
 	EM_SUPPLY_LATER_MAX = 7 << 18, /* the same for later ones that start small: they are the last resort, and seldom filled */
 };
 
-/* Takes chunks from a pack of that kind, making one when it must: the shard's lock is given up meanwhile, and the domain may be closed
+/* Takes a gap, which nobody counts yet, and the chunks of a block behind it, which are, in one piece from a pack of that kind, making one when it must: the shard's lock is given up meanwhile, and the domain may be closed
  * then (ECLOSED). The block has no record yet. */
-int em_supply_take(struct em_shard *shard, int kind, uint32_t chunks, uint32_t align, uint32_t *pack, uint32_t *first);
+int em_supply_take(struct em_shard *shard, int kind, uint32_t gap, uint32_t chunks, uint32_t align, uint32_t *pack,
+                   uint32_t *first);
 /* The same, from a run that holds them for sure and makes nothing; false: there is none. */
 bool em_supply_take_run(struct em_shard *shard, int kind, uint32_t chunks, uint32_t *pack, uint32_t *first);
 /* Gives a block's chunks back: its memory is blank and its record dropped already. */
