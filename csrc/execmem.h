@@ -107,44 +107,45 @@ enum execmem_sealed {
 	EXECMEM_SEALED_LIBRARY = 1,  /* this library alone: it has given up its own ways to write */
 	EXECMEM_SEALED_MAPPINGS = 2, /* and the kernel keeps the mappings as they are; private memory can still be written through
 	                              * /proc/self/mem */
-	EXECMEM_SEALED_KERNEL = 3 /* and the kernel refuses every way to write code that this process has, and no other has it mapped */
+	EXECMEM_SEALED_KERNEL = 3    /* and the kernel refuses every way to write code that this process has, and no
+	                              * other has it mapped */
 };
 
 enum execmem_event_op {
 	EXECMEM_EVENT_ALLOC = 1,
 	EXECMEM_EVENT_FREE = 2,
 	EXECMEM_EVENT_FILL = 3,
-	EXECMEM_EVENT_PACK = 4, /* a pack was mapped; size: usable bytes */
+	EXECMEM_EVENT_PACK = 4,    /* a pack was mapped; size: usable bytes */
 	EXECMEM_EVENT_COLLAPSE = 5, /* a pack became one 2 MB page */
-	EXECMEM_EVENT_RETURN = 6 /* a pack went back to the system */
+	EXECMEM_EVENT_RETURN = 6   /* a pack went back to the system */
 };
 
 enum execmem_limits {
-	EXECMEM_CHUNK = 64, /* bytes: the unit of bookkeeping */
-	EXECMEM_PACK_SIZE = 2097152, /* bytes */
+	EXECMEM_CHUNK = 64,           /* bytes: the unit of bookkeeping */
+	EXECMEM_PACK_SIZE = 2097152,  /* bytes */
 	EXECMEM_PACK_CHUNKS = 32768,
-	EXECMEM_PACK_WORDS = 512, /* 64-bit words of one bitmap of a pack */
+	EXECMEM_PACK_WORDS = 512,     /* 64-bit words of one bitmap of a pack */
 	EXECMEM_ALIGN_MAX = 4096,
-	EXECMEM_NAME_MAX = 255, /* bytes of a block's name, longer ones are refused */
+	EXECMEM_NAME_MAX = 255,       /* bytes of a block's name, longer ones are refused */
 	EXECMEM_WINDOW_PACKS_MAX = 4096,
 	EXECMEM_SHARDS_MAX = 16,
 	EXECMEM_GAP_MAX = 1048576, /* bytes */
 	EXECMEM_TRUST_MAX = 255,
-	EXECMEM_NAME_CELL = 32, /* bytes of one cell of the name heap */
+	EXECMEM_NAME_CELL = 32,       /* bytes of one cell of the name heap */
 	EXECMEM_NAME_CELL_TEXT = 28
 };
 
 /* ---- the ledger's records: little-endian, naturally aligned; offsets are from the ledger's start ---- */
 
 typedef struct execmem_header { /* at offset 0 */
-	char magic[8]; /* "EXECMEM\0" */
-	uint32_t version; /* 3; a reader refuses others */
-	uint32_t header_size; /* sizeof(struct execmem_header) */
-	uint64_t ledger_size; /* bytes of address space; most of it is never touched */
-	uint64_t packs_offset; /* execmem_pack[packs_max] */
-	uint64_t index_offset; /* private to the library */
-	uint64_t shards_offset; /* execmem_shard[shards_max] */
-	uint64_t events_offset; /* execmem_event[shards_max][events_max]: a ring a shard */
+	char magic[8];              /* "EXECMEM\0" */
+	uint32_t version;           /* 3; a reader refuses others */
+	uint32_t header_size;       /* sizeof(struct execmem_header) */
+	uint64_t ledger_size;       /* bytes of address space; most of it is never touched */
+	uint64_t packs_offset;      /* execmem_pack[packs_max] */
+	uint64_t index_offset;      /* private to the library */
+	uint64_t shards_offset;     /* execmem_shard[shards_max] */
+	uint64_t events_offset;     /* execmem_event[shards_max][events_max]: a ring a shard */
 	uint64_t maps_offset; /* per pack, maps_stride apart: 512 pairs of u64, used and head bits of 64 chunks; then private parts */
 	uint64_t maps_stride;
 	uint64_t
@@ -259,8 +260,7 @@ typedef struct execmem_stats {
 	uint64_t used_bytes; /* rounded */
 	uint64_t charged_bytes; /* with children */
 	uint64_t limit; /* UINT64_MAX: none */
-	uint64_t resident_bytes; /* of packs, as the kernel counts it now; of a file on a disk, its blocks there. Not of packs that
-	                          * are the memory of the process this one was forked from */
+	uint64_t resident_bytes; /* of packs, as the kernel counts it now; of a file on a disk, its blocks there */
 	uint64_t huge_bytes; /* of packs, mapped by 2 MB entries, as the kernel tells now; UINT64_MAX: it cannot be asked (no /proc) */
 	uint64_t ledger_bytes; /* resident bytes of the bookkeeping, as the kernel counts it now */
 	uint64_t packs;
@@ -277,8 +277,7 @@ typedef struct execmem_stats {
 	uint64_t collapses;
 	uint64_t collapse_failures;
 	uint64_t refusals;
-	uint64_t held_blocks; /* freed, but kept as they are until forked processes that may run them are gone; in a forked
-	                       * child also those that it freed and that are its parent's */
+	uint64_t held_blocks; /* freed, but kept as they are until forked processes that may run them are gone */
 	uint64_t window; /* address */
 	uint64_t window_bytes;
 	uint32_t write_mode;
@@ -288,11 +287,9 @@ typedef struct execmem_stats {
 	uint64_t backing; /* enum execmem_backing */
 	uint64_t quarantined_bytes; /* of freed blocks that wait, rounded; in no other count of blocks */
 	uint64_t quarantined_blocks;
-	uint64_t idle_bytes; /* of packs that blocks can come to, and of no live one: free, parked or quarantined. Not held ones,
-	                      * nor anything of packs that a forked child inherits */
+	uint64_t idle_bytes; /* of packs, open for blocks and of no live one: free, parked or quarantined */
 	uint32_t sealed; /* enum execmem_sealed */
 	uint32_t trust;
-	uint64_t held_bytes; /* of the held blocks, rounded; in no other count */
 } execmem_stats;
 
 typedef struct execmem_verdict { /* what execmem_probe_mode tells of a write mode */
