@@ -260,7 +260,8 @@ typedef struct execmem_stats {
 	uint64_t used_bytes; /* rounded */
 	uint64_t charged_bytes; /* with children */
 	uint64_t limit; /* UINT64_MAX: none */
-	uint64_t resident_bytes; /* of packs, as the kernel counts it now; of a file on a disk, its blocks there */
+	uint64_t resident_bytes; /* of packs, as the kernel counts it now; of a file on a disk, its blocks there. Not of packs that
+	                          * are the memory of the process this one was forked from */
 	uint64_t huge_bytes; /* of packs, mapped by 2 MB entries, as the kernel tells now; UINT64_MAX: it cannot be asked (no /proc) */
 	uint64_t ledger_bytes; /* resident bytes of the bookkeeping, as the kernel counts it now */
 	uint64_t packs;
@@ -277,7 +278,8 @@ typedef struct execmem_stats {
 	uint64_t collapses;
 	uint64_t collapse_failures;
 	uint64_t refusals;
-	uint64_t held_blocks; /* freed, but kept as they are until forked processes that may run them are gone */
+	uint64_t held_blocks; /* freed, but kept as they are until forked processes that may run them are gone; in a forked
+	                       * child also those that it freed and that are its parent's */
 	uint64_t window; /* address */
 	uint64_t window_bytes;
 	uint32_t write_mode;
@@ -287,9 +289,11 @@ typedef struct execmem_stats {
 	uint64_t backing; /* enum execmem_backing */
 	uint64_t quarantined_bytes; /* of freed blocks that wait, rounded; in no other count of blocks */
 	uint64_t quarantined_blocks;
-	uint64_t idle_bytes; /* of packs, open for blocks and of no live one: free, parked or quarantined */
+	uint64_t idle_bytes; /* of packs that blocks can come to, and of no live one: free, parked or quarantined. Not held ones,
+	                      * nor anything of packs that a forked child inherits */
 	uint32_t sealed; /* enum execmem_sealed */
 	uint32_t trust;
+	uint64_t held_bytes; /* of the held blocks, rounded; in no other count */
 } execmem_stats;
 
 typedef struct execmem_verdict { /* what execmem_probe_mode tells of a write mode */

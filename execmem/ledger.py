@@ -49,8 +49,23 @@ def record_dtype(name: str) -> np.dtype[np.void]:
 
 
 GATE: Final = threading.RLock()  # an RLock: a collection inside it may run a __del__ that frees
+
+
+def leave_after_fork() -> None:
+    """Leave the gate, in both processes; a signal whose handler raises may have ended the wait to enter it."""
+    if GATE._is_owned():  # type: ignore[attr-defined]
+        GATE.release()
+
+
+def open_after_fork() -> None:
+    """In the child, open the gate also when a thread that is not here was inside: nobody else could."""
+    leave_after_fork()
+    if not GATE._is_owned():  # type: ignore[attr-defined]
+        GATE._at_fork_reinit()  # type: ignore[attr-defined]
+
+
 # A fork waits until nobody else is inside; the child's only thread is the one that entered, and leaves too.
-os.register_at_fork(before=GATE.acquire, after_in_parent=GATE.release, after_in_child=GATE.release)
+os.register_at_fork(before=GATE.acquire, after_in_parent=leave_after_fork, after_in_child=open_after_fork)
 # Python ends daemon threads where they next want the interpreter, perhaps inside, and then runs finalizers that want in
 # too. So the main thread enters while they still live, and stays.
 atexit.register(GATE.acquire)

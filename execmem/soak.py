@@ -347,19 +347,21 @@ class Soak:
         report.mappings = [count_mappings()]
         report.files = [count_files()]
         began = time.monotonic()
+        set_aside = signal.signal(signal.SIGINT, self._interrupt)
         try:
             self._open()
             self._watch(began)
-        except KeyboardInterrupt:
-            report.interrupted = True
-        set_aside = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is short, and must be whole
-        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is short, and must be whole
             self._close()
         finally:
             signal.signal(signal.SIGINT, set_aside)
         report.seconds = time.monotonic() - began
         self.show(report, 1.0, True)
         return report
+
+    def _interrupt(self, *_: object) -> None:
+        """End soon. An exception might come within a fork, where Python drops it; the lock of ``stopped`` may be held."""
+        self.report.interrupted = True
 
     def _open(self) -> None:
         for i, mode in enumerate(self.report.modes * 2):
@@ -378,7 +380,7 @@ class Soak:
     def _watch(self, began: float) -> None:
         """Look every few milliseconds: failures, forks, laws, memory, the line."""
         look = 0
-        while not self.stopped.is_set():
+        while not self.stopped.is_set() and not self.report.interrupted:
             gone = time.monotonic() - began
             if gone >= self.seconds:
                 break

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,9 +70,11 @@ def test_ctrl_c_ends_it_with_the_report() -> None:
         env={**os.environ, "NO_COLOR": "1"},
         text=True,
     ) as process:
-        time.sleep(3)
+        assert process.stderr
+        began = process.stderr.readline()  # its first line of progress: the soak has taken the signal over
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
+    assert "soak" in began
     assert process.returncode == 0, out + err
     assert "ended early by Ctrl-C" in out
 
