@@ -360,7 +360,7 @@ class Soak:
         return report
 
     def _interrupt(self, *_: object) -> None:
-        """End soon. An exception might come within a fork, where Python drops it; the lock of ``stopped`` may be held."""
+        """End soon. An exception might come in a fork, where Python drops it; the lock of ``stopped`` may be held."""
         self.report.interrupted = True
 
     def _open(self) -> None:
