@@ -112,31 +112,12 @@ static int end(const struct hold *h, int err)
 
 /* ---- taking back ---- */
 
-struct kept_error {
-	int code;
-	size_t index;
-	char text[480];
-};
-
-static void keep_error(struct kept_error *kept)
+/* Frees blocks that this batch took. */
+static void take_back(struct hold *h, const uint64_t *addresses, size_t count)
 {
-	*kept = (struct kept_error){.code = execmem_error_code(), .index = execmem_error_index()};
-	strncpy(kept->text, execmem_error_text(), sizeof kept->text - 1);
-}
+	struct em_error_kept kept;
 
-static int tell_kept(const struct kept_error *kept)
-{
-	em_error_set(kept->code, "%s", kept->text);
-	return at_index(kept->code, kept->index);
-}
-
-/* Frees blocks that this batch took; those from `written` on hold no bytes yet. When the memory of one cannot be made blank again it
- * stays taken, out of everybody's hands, until its domain closes: a free chunk must hold traps. */
-static void take_back(struct hold *h, const uint64_t *addresses, size_t count, size_t written)
-{
-	struct kept_error kept;
-
-	keep_error(&kept);
+	em_error_keep(&kept);
 	if (hold_all_of(h, count, addresses) < 0) { /* closed meanwhile, and the blocks went with it */
 		h->d = NULL;
 		return;
@@ -144,14 +125,10 @@ static void take_back(struct hold *h, const uint64_t *addresses, size_t count, s
 	while (count-- > 0) {
 		struct em_place at;
 
-		if (find_start(h, addresses[count], &at) < 0)
-			continue;
-		if (count >= written)
-			at.block->state = EXECMEM_BLOCK_RESERVED;
-		if (em_block_free(shard_at(h, addresses[count]), &at, em_domain_ms(h->d)) < 0)
-			at.block->state |= EXECMEM_BLOCK_DYING;
+		if (find_start(h, addresses[count], &at) == 0)
+			em_block_take_back(shard_at(h, addresses[count]), &at);
 	}
-	tell_kept(&kept);
+	em_error_tell(&kept);
 }
 
 /* ---- alloc and place ---- */
@@ -282,7 +259,7 @@ int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uin
 		err = alloc_next(&b, i, &at);
 		if (EM_UNLIKELY(err < 0)) {
 			end_run(&b);
-			take_back(&h, out, i, i);
+			take_back(&h, out, i);
 			return h.d ? end(&h, err) : err;
 		}
 		out[i] = at.address;
@@ -346,8 +323,8 @@ static int stage_block(struct stage *st, const struct em_place *at, size_t index
 	return 0;
 }
 
-/* Places the elements in order. *placed: those that have a block; *written: those before the first whose bytes may be missing. */
-static int place_all(struct stage *st, struct batch *b, const uint8_t *src, uint64_t *out, size_t *placed, size_t *written)
+/* Places the elements in order. *placed: those that have a block. */
+static int place_all(struct stage *st, struct batch *b, const uint8_t *src, uint64_t *out, size_t *placed)
 {
 	bool direct = b->s->plain || b->r.kind == EXECMEM_DATA;
 	int err = 0;
@@ -356,7 +333,6 @@ static int place_all(struct stage *st, struct batch *b, const uint8_t *src, uint
 		size_t i = *placed;
 		struct em_place at;
 
-		*written = direct ? i : st->used ? st->first : i;
 		err = alloc_next(b, i, &at);
 		if (EM_UNLIKELY(err < 0))
 			return err;
@@ -365,13 +341,9 @@ static int place_all(struct stage *st, struct batch *b, const uint8_t *src, uint
 		             : stage_block(st, &at, i, src + b->offsets[i], b->r.size);
 		if (EM_UNLIKELY(err < 0)) {
 			++*placed;
-			if (direct)
-				return at_index(err, i);
-			*written = execmem_error_index();
-			return err;
+			return direct ? at_index(err, i) : err;
 		}
 	}
-	*written = st->used ? st->first : b->count;
 	return flush_stage(st);
 }
 
@@ -379,7 +351,7 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
                        const char *names, uint64_t *out)
 {
 	struct batch b = {.r = {.kind = kind, .align = align}, .count = count, .offsets = offsets, .names = names};
-	size_t placed = 0, written = 0;
+	size_t placed = 0;
 	struct stage stage;
 	struct hold h = {0};
 	int err = check_offsets(count, src, offsets, out);
@@ -392,10 +364,10 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 	b.ms = em_domain_ms(b.s->domain);
 	stage.used = 0;
 	stage.fills = stage.fill_bytes = 0;
-	err = place_all(&stage, &b, src, out, &placed, &written);
+	err = place_all(&stage, &b, src, out, &placed);
 	end_run(&b);
 	if (EM_UNLIKELY(err < 0)) {
-		take_back(&h, out, placed, written);
+		take_back(&h, out, placed);
 		if (!h.d)
 			return err;
 	}
@@ -581,7 +553,7 @@ static int free_marked(const struct hold *h, size_t count, const uint64_t *addre
 int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addresses)
 {
 	size_t marked = 0, done = 0;
-	struct kept_error kept;
+	struct em_error_kept kept;
 	struct hold h = {0};
 	int err = count > 0 && !addresses ? em_error_null("addresses") : enter(&h, domain, count, addresses);
 
@@ -591,9 +563,9 @@ int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addr
 	if (err == 0)
 		err = free_marked(&h, count, addresses, &done);
 	if (err < 0) {
-		keep_error(&kept);
+		em_error_keep(&kept);
 		unmark_dying(&h, done, marked, addresses);
-		tell_kept(&kept);
+		em_error_tell(&kept);
 	}
 	return end(&h, err);
 }

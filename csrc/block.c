@@ -259,8 +259,12 @@ int em_block_refuse_write(struct em_shard *s, struct em_place *at)
 int em_block_write_slow(struct em_shard *s, const struct em_place *at, uint64_t address, const void *src, uint64_t len)
 {
 	struct em_poke where = em_domain_where(s->domain, at->pack);
+	uint64_t offset = address - (uintptr_t)s->domain->map.window;
+	int err = em_poke_copy(&where, offset, src, len);
 
-	return em_poke_copy(&where, address - (uintptr_t)s->domain->map.window, src, len);
+	if (EM_UNLIKELY(err < 0) && !em_poke_is_blank(&where, offset, len))
+		at->block->state = EXECMEM_BLOCK_FILLED;
+	return err;
 }
 
 int em_block_blank_slow(struct em_shard *s, const struct em_place *at, uint64_t bytes)
@@ -268,4 +272,17 @@ int em_block_blank_slow(struct em_shard *s, const struct em_place *at, uint64_t 
 	struct em_poke where = em_domain_where(s->domain, at->pack);
 
 	return em_poke_blank(&where, at->address - (uintptr_t)s->domain->map.window, bytes);
+}
+
+void em_block_take_back(struct em_shard *s, struct em_place *at)
+{
+	struct em_poke where = em_domain_where(s->domain, at->pack);
+	struct em_error_kept kept;
+
+	em_error_keep(&kept);
+	if (em_poke_is_blank(&where, at->address - (uintptr_t)s->domain->map.window, (uint64_t)at->chunks << EM_CHUNK_SHIFT))
+		at->block->state = EXECMEM_BLOCK_RESERVED; /* not a byte was written, or none is left */
+	if (em_block_free(s, at, em_domain_ms(s->domain)) < 0)
+		at->block->state |= EXECMEM_BLOCK_DYING;
+	em_error_tell(&kept);
 }

@@ -46,7 +46,11 @@ int em_block_refuse_write(struct em_shard *shard,
                           struct em_place *at); /* the error of who would write to such a block, or 0; likewise */
 /* Drops the name of a block whose end is the last event of the shard, and buries it where that was asked for (grave.h). */
 void em_block_bury_name(struct em_shard *shard, const struct em_place *at, uint32_t ms);
+/* When that fails, a block whose bytes could not be taken back counts as filled, so that who frees it makes it blank. */
 int em_block_write_slow(struct em_shard *shard, const struct em_place *at, uint64_t address, const void *src, uint64_t len);
+/* Frees a block that the caller was never given, for his call fails; his error stays the last. When its memory cannot be made blank
+ * it stays taken, out of everybody's hands, until its domain closes: a free chunk must hold traps. */
+void em_block_take_back(struct em_shard *shard, struct em_place *at) __attribute__((cold));
 /* Makes `bytes` from a block's start on blank: its own, and those of blocks that follow it in the pack. */
 int em_block_blank_slow(struct em_shard *shard, const struct em_place *at, uint64_t bytes);
 

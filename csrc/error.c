@@ -10,12 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static _Thread_local struct {
-	int code;
-	enum execmem_policy policy;
-	size_t index;
-	char text[900];
-} last;
+static _Thread_local struct em_error_kept last;
 
 static const struct {
 	int code;
@@ -95,6 +90,17 @@ int em_error_set(int code, const char *format, ...)
 	last.policy = EXECMEM_POLICY_NONE;
 	last.index = 0;
 	return code;
+}
+
+void em_error_keep(struct em_error_kept *out)
+{
+	*out = last;
+}
+
+int em_error_tell(const struct em_error_kept *kept)
+{
+	last = *kept;
+	return kept->code;
 }
 
 void em_error_blame(enum execmem_policy policy)

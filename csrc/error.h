@@ -11,6 +11,16 @@ int em_error_set(int code, const char *format, ...) __attribute__((format(printf
 /* EINVAL for an argument that must not be NULL. */
 int em_error_null(const char *argument) __attribute__((cold));
 
+/* This thread's last failure, kept while what it left half done is taken back, which may fail too. */
+struct em_error_kept {
+	int code;
+	enum execmem_policy policy;
+	size_t index;
+	char text[900];
+};
+void em_error_keep(struct em_error_kept *out) __attribute__((cold));
+int em_error_tell(const struct em_error_kept *kept) __attribute__((cold)); /* is the last failure again; gives its code */
+
 /* The batch element that the last failure of this thread was about. */
 void em_error_at(size_t index);
 

@@ -48,7 +48,7 @@ int execmem_place(execmem_domain *domain, int kind, const void *src, size_t len,
 	if (EM_LIKELY(err == 0)) {
 		err = em_block_write(s, &at, at.address, src, len);
 		if (EM_UNLIKELY(err < 0))
-			em_block_drop(s, &at, false, em_domain_ms(s->domain)); /* nothing was written, or it is blank again */
+			em_block_take_back(s, &at);
 	}
 	if (EM_LIKELY(err == 0))
 		*out = (void *)(uintptr_t)at.address;

@@ -1,7 +1,8 @@
 /* poke: open the door, write, close it, make CPUs see the new bytes.
  *
  * A write that fails half way leaves blank memory, never half a function: the write modes with a file write pages that exist, so in a
- * running system only a policy that changed or an injected failure gets there.
+ * running system only a policy that changed or an injected failure gets there. Where the other CPUs must be told of new bytes, and that is
+ * refused, the bytes are taken back as well: nobody has been told where they are.
  */
 #include "poke.h"
 #include "error.h"
@@ -17,18 +18,21 @@ static const uint8_t *blank_of(const struct em_poke *where)
 	return where->kind == EXECMEM_TEXT ? where->map->traps : zeros;
 }
 
+/* A negative errno: the bytes are there, and other CPUs may not see them as instructions. */
 static int make_visible(const struct em_poke *where, uint64_t offset, uint64_t len)
 {
-	int err;
-
 	if (where->kind != EXECMEM_TEXT)
 		return 0;
 	if (where->arch->flush)
 		where->arch->flush(where->map->window + offset, len);
 	if (where->arch->fill_sync == EM_ARCH_SYNC_NONE)
 		return 0;
-	err = em_sys_sync_core();
-	return err < 0 ? em_error_system(err, "synchronise the other threads' instruction streams (membarrier)") : 0;
+	return em_sys_sync_core();
+}
+
+static int refuse_visible(int negative_errno)
+{
+	return em_error_system(negative_errno, "synchronise the other threads' instruction streams (membarrier)");
 }
 
 static void blank_memory(const struct em_poke *where, uint8_t *to, uint64_t len)
@@ -37,6 +41,18 @@ static void blank_memory(const struct em_poke *where, uint8_t *to, uint64_t len)
 		where->arch->fill_traps(to, len);
 	else
 		memset(to, 0, len);
+}
+
+/* Taking back goes by whole traps: a write may begin or end within one. */
+struct range {
+	uint64_t from, len;
+};
+
+static struct range whole_traps(const struct em_poke *where, uint64_t offset, uint64_t len)
+{
+	uint64_t unit = where->kind == EXECMEM_TEXT ? where->arch->trap_size : 1, from = offset & ~(unit - 1);
+
+	return (struct range){from, em_round_up(offset + len, unit) - from};
 }
 
 /* A source in the window may overlap the target, which is the same memory under another address or behind a file, where no memmove
@@ -71,17 +87,28 @@ int em_poke_copy(const struct em_poke *where, uint64_t offset, const void *src, 
 
 		err = em_sys_write(door.fd, src, len, door.at, &done);
 		if (EM_UNLIKELY(err < 0)) {
+			struct range back = whole_traps(where, offset, done);
+
 			if (done > 0)
-				(void)em_sys_write_repeated(door.fd, blank_of(where), EM_MAP_BLANK, done, door.at);
+				(void)em_sys_write_repeated(door.fd, blank_of(where), EM_MAP_BLANK, back.len, door.at - (offset - back.from));
 			return em_error_system(err, "write to code memory");
 		}
 	}
 	err = em_map_close_door(&door);
 	if (EM_UNLIKELY(err < 0)) { /* still writable, so what was written can be taken back */
-		blank_memory(where, door.memory, len);
+		struct range back = whole_traps(where, offset, len);
+
+		blank_memory(where, door.memory - (offset - back.from), back.len);
 		return err;
 	}
-	return make_visible(where, offset, len);
+	err = make_visible(where, offset, len);
+	if (EM_UNLIKELY(err < 0)) {
+		struct range back = whole_traps(where, offset, len);
+
+		(void)em_poke_blank(where, back.from, back.len);
+		return refuse_visible(err);
+	}
+	return 0;
 }
 
 int em_poke_blank(const struct em_poke *where, uint64_t offset, uint64_t len)
@@ -99,5 +126,21 @@ int em_poke_blank(const struct em_poke *where, uint64_t offset, uint64_t len)
 			return em_error_system(err, "put traps over freed code");
 	}
 	err = em_map_close_door(&door);
-	return EM_UNLIKELY(err < 0) ? err : make_visible(where, offset, len);
+	if (EM_UNLIKELY(err < 0))
+		return err;
+	err = make_visible(where, offset, len);
+	return EM_UNLIKELY(err < 0) ? refuse_visible(err) : 0;
+}
+
+bool em_poke_is_blank(const struct em_poke *where, uint64_t offset, uint64_t len)
+{
+	struct range all = whole_traps(where, offset, len);
+	const uint8_t *at = where->map->window + all.from;
+
+	if (where->kind == EXECMEM_TEXT)
+		return where->arch->is_trap(at, all.len);
+	for (uint64_t i = 0; i < all.len; i++)
+		if (at[i])
+			return false;
+	return true;
 }

@@ -17,9 +17,12 @@ struct em_poke { /* where: the mapped part of a pack or span, and what it holds 
 	uint64_t extent, extent_size; /* bytes from the window's start */
 };
 
-/* Writes `len` bytes at `offset`. When the system refuses, nothing has changed; when it stops midway, what was written is blank. */
+/* Writes `len` bytes at `offset`. When the system refuses, nothing has changed; when it stops midway, what was written is blank, in whole
+ * traps, unless the system refuses that too: em_poke_is_blank tells. */
 int em_poke_copy(const struct em_poke *where, uint64_t offset, const void *src, size_t len);
 /* Makes the range blank: traps for text, zeros otherwise. */
 int em_poke_blank(const struct em_poke *where, uint64_t offset, uint64_t len);
+/* Whether the traps that the range touches, or its bytes, are blank: reads them. */
+bool em_poke_is_blank(const struct em_poke *where, uint64_t offset, uint64_t len);
 
 #endif

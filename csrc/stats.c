@@ -181,20 +181,14 @@ struct census { /* of one shard */
 };
 
 /* Law 2, on the memory itself. */
-static bool is_blank(const execmem_domain *d, uint32_t pack, uint32_t chunk, uint32_t chunks)
+static bool is_blank(execmem_domain *d, uint32_t pack, uint32_t chunk, uint32_t chunks)
 {
-	const uint8_t *at = d->map.window + em_domain_offset(pack, chunk);
-	uint64_t len = (uint64_t)chunks << EM_CHUNK_SHIFT;
+	struct em_poke where = em_domain_where(d, pack);
 
-	if (d->ledger.packs[pack].kind == EXECMEM_TEXT)
-		return d->arch->is_trap(at, len);
-	for (uint64_t i = 0; i < len; i++)
-		if (at[i])
-			return false;
-	return true;
+	return em_poke_is_blank(&where, em_domain_offset(pack, chunk), (uint64_t)chunks << EM_CHUNK_SHIFT);
 }
 
-static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t first, uint64_t bytes, struct census *c)
+static const char *check_block(execmem_domain *d, uint32_t pack, uint32_t first, uint64_t bytes, struct census *c)
 {
 	const execmem_block *block = em_ledger_block(&d->ledger, pack, first);
 	bool inherited = d->ledger.packs[pack].inherited;
@@ -221,7 +215,7 @@ static const char *check_block(const execmem_domain *d, uint32_t pack, uint32_t 
 	return NULL;
 }
 
-static const char *check_chunks(const execmem_domain *d, uint32_t pack, struct census *c)
+static const char *check_chunks(execmem_domain *d, uint32_t pack, struct census *c)
 {
 	struct em_pack p = em_ledger_pack(&d->ledger, pack);
 	uint32_t chunk = 0;
@@ -243,7 +237,7 @@ static const char *check_chunks(const execmem_domain *d, uint32_t pack, struct c
 	return NULL;
 }
 
-static const char *check_inherited(const execmem_domain *d, uint32_t pack, struct census *c)
+static const char *check_inherited(execmem_domain *d, uint32_t pack, struct census *c)
 {
 	struct em_pack pair = em_ledger_pack(&d->ledger, pack);
 	const char *broken = em_pack_check(pair);
@@ -253,7 +247,7 @@ static const char *check_inherited(const execmem_domain *d, uint32_t pack, struc
 	return broken ? broken : check_chunks(d, pack, c);
 }
 
-static const char *check_pack(const execmem_domain *d, const struct em_shard *s, uint32_t pack, struct census *c)
+static const char *check_pack(execmem_domain *d, const struct em_shard *s, uint32_t pack, struct census *c)
 {
 	const execmem_pack *p = &d->ledger.packs[pack];
 	struct em_pack pair = em_ledger_pack(&d->ledger, pack);
@@ -287,7 +281,7 @@ static const char *check_pack(const execmem_domain *d, const struct em_shard *s,
 	return broken ? broken : check_chunks(d, pack, c);
 }
 
-static const char *check_shard(const execmem_domain *d, const struct em_shard *s, struct census *total)
+static const char *check_shard(execmem_domain *d, const struct em_shard *s, struct census *total)
 {
 	struct census c = {0};
 	const char *broken = NULL;
@@ -314,7 +308,7 @@ static const char *check_shard(const execmem_domain *d, const struct em_shard *s
 	return NULL;
 }
 
-static const char *check_all(const execmem_domain *d)
+static const char *check_all(execmem_domain *d)
 {
 	const execmem_header *h = d->ledger.header;
 	const char *broken = em_ledger_check(&d->ledger);
