@@ -79,6 +79,7 @@ bench-run: $(BENCH)
 	$(PY) benchmarks/run.py
 	$(PY) benchmarks/python_layer.py --out benchmarks/results/python.json
 	$(PY) benchmarks/hardening.py --out benchmarks/results/hardening.json
+	$(PY) benchmarks/forks.py --out benchmarks/results/forks.json
 
 bench-table: build
 	$(PY) benchmarks/run.py --table

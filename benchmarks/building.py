@@ -155,6 +155,22 @@ def build() -> Harness:
     return built
 
 
+def build_program(source: str) -> tuple[Path, dict[str, str]]:
+    """Build a program that needs the core and the mixes alone; return it and the compiler."""
+    cc = compiler("CC", "cc")
+    compilers = {"c": version_of(cc)}
+    sources = [Path(source), Path("benchmarks/harness/mix.c"), *find(*CORE)]
+    program = OUT / Path(source).stem
+    stamp = program.with_suffix(".state")
+    now = state([*sources, *find(*HEADERS)], cc, compilers, C_FLAGS)
+    if not (program.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == now):
+        OUT.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
+        call([*cc, *C_FLAGS, *map(str, sources), "-lm", "-o", str(program)])
+        stamp.write_text(now, encoding="utf-8")
+    return program, compilers
+
+
 class Bench:
     """One peer with its population, in a process of its own that answers on pipes."""
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
-Data = Mapping[str, Mapping[str, Any]]  # "cycle" and "python": what the two files hold, {} where there is none yet
+Data = Mapping[
+    str, Mapping[str, Any]
+]  # by a file's name, "cycle" for cycle.json: what it holds, {} where there is none yet
 
 ALIAS, SYSCALL = "execmem-alias", "execmem-syscall"
 MIX = "lognormal"
@@ -215,6 +217,109 @@ def table_python(data: Data) -> list[str]:
     return grid(["from Python, 64 bytes of code", "a block", "times place + free, alias"], cells)
 
 
+def fork_rows(data: Data) -> list[Row]:
+    return list(data.get("forks", {}).get("results", []))
+
+
+def fork_lives(data: Data) -> list[int]:
+    return sorted({row["live"] for row in fork_rows(data)})
+
+
+def fork_cell(data: Data, live: int, subject: str, figure: str, plain: str) -> str:
+    """Return microseconds, and how many times those of a process with as much plain memory they are."""
+    row = find(fork_rows(data), live=live, subject=subject)
+    over = quotient(row.get(figure), find(fork_rows(data), live=live, subject=plain).get(figure))
+    return number(row.get(figure), " us") + ("" if over is None or subject == plain else f" ({over:.2f}x)")
+
+
+FORK_SUBJECTS = {
+    "bare": "a process with next to nothing",
+    "plain": "as much anonymous memory, without execmem",
+    "syscall": "mode `syscall`",
+    "alias": "mode `alias`",
+}
+FORK_TIMES = {
+    "fork_us": "`fork`, until it returns in the parent",
+    "child_us": "`fork`, until it returns in the child",
+    "fork_exec_us": "`fork` and `execve`, until the program runs",
+    "spawn_us": "`posix_spawn`",
+}
+
+
+def table_forks(data: Data) -> list[str]:
+    """Draw the time of forks, beside that of a process with as much memory."""
+    lives = fork_lives(data)
+    rows = [
+        [what, title, *(fork_cell(data, live, subject, figure, "plain") for live in lives)]
+        for figure, what in FORK_TIMES.items()
+        for subject, title in FORK_SUBJECTS.items()
+    ]
+    return grid(["", "a process that has", *(f"{live:,} blocks" for live in lives)], rows if lives else [])
+
+
+def beside(row: Row, figure: str, base: str) -> str:
+    """Return nanoseconds and how many times another figure of the row they are."""
+    return f"{number(row.get(figure), ' ns')} ({number(quotient(row.get(figure), row.get(base)), 'x', 2)})"
+
+
+def milliseconds(row: Row, figure: str) -> str:
+    return number(quotient(row.get(figure), 1000), " ms", 1)
+
+
+FORK_WORK: Mapping[str, Callable[[Row], str]] = {
+    "parent, a cycle before the fork": lambda row: number(row.get("before_ns"), " ns"),
+    "parent, a cycle while the child lives": lambda row: beside(row, "during_ns", "before_ns"),
+    "parent, giving back, a held block": lambda row: number(row.get("give_back_ns"), " ns"),
+    "parent, a cycle after that": lambda row: beside(row, "after_ns", "before_ns"),
+    "child, the first block of its own": lambda row: number(row.get("first_place_us"), " us"),
+    "child, a cycle of its own blocks": lambda row: number(row.get("child_cycle_ns"), " ns"),
+    "all freed beside a child: held, of what was used": lambda row: number(
+        quotient(row.get("held_bytes"), row.get("used_bytes")), "x", 2
+    ),
+    "from the child's end until nothing is held": lambda row: milliseconds(row, "until_free_us"),
+    "of that, in the one call that gives back": lambda row: milliseconds(row, "longest_us"),
+}
+
+
+def table_fork_work(data: Data) -> list[str]:
+    """Draw what work costs round a fork, and what is held."""
+    lives, modes = fork_lives(data), ("syscall", "alias")
+    found = {(live, mode): find(fork_rows(data), live=live, subject=mode) for live in lives for mode in modes}
+    rows = [[what, *(draw(row) for row in found.values())] for what, draw in FORK_WORK.items()]
+    return grid(["", *(f"`{mode}`, {live:,} blocks" for live, mode in found)], rows if lives else [])
+
+
+def hardening_rows(data: Data, case: str) -> list[Row]:
+    return [row for row in data.get("hardening", {}).get("results", []) if row["case"] == case]
+
+
+def table_seal(data: Data) -> list[str]:
+    """Draw what opening and sealing a domain take."""
+    rows = hardening_rows(data, "seal")
+    cells = [
+        [f"`{row['mode']}`", f'`"{row["sealed"]}"`', number(row["open_us"], " us"), number(row["seal_us"], " us")]
+        for row in rows
+    ]
+    size = f", {rows[0]['blocks']:,} blocks in {rows[0]['packs']} packs" if rows else ""
+    return grid(["write mode", "`sealed`", "opening a domain", f"sealing it{size}"], cells)
+
+
+def table_wishes(data: Data) -> list[str]:
+    """Draw the memory that a quarantine and gaps take, and the cycles of run.py's peers that have them."""
+    peers = {"none": ALIAS, "quarantine 1 MB": "execmem-alias-quarantine", "gap 2 KB": "execmem-alias-gap"}
+    rows = []
+    for row in hardening_rows(data, "memory"):
+        peer = peers[row["wish"]]
+        times = [(cycle(data, peer, live).get("ns"), cycle(data, ALIAS, live).get("ns")) for live in LIVES[:3]]
+        cells = [f"{number(ns, ' ns')} ({number(quotient(ns, base), 'x', 2)})" if ns else "-" for ns, base in times]
+        memory = [
+            number(quotient(row[key], 1 << 20), " MB", 1) for key in ("used_bytes", "idle_bytes", "resident_bytes")
+        ]
+        rows.append([row["wish"], *memory, *cells])
+    heads = ["used", "idle", "resident", *(f"a cycle at {live:,} live" for live in LIVES[:3])]
+    return grid(["mode `alias`", *heads], rows)
+
+
 def table_goals(data: Data) -> list[str]:
     rows = [
         [goal.what, number(goal.value, goal.unit, 2), goal.limit_text, goal.verdict, goal.note] for goal in goals(data)
@@ -230,6 +335,10 @@ TABLES: Mapping[str, Callable[[Data], list[str]]] = {
     "loads": table_loads,
     "threads": table_threads,
     "python": table_python,
+    "forks": table_forks,
+    "fork-work": table_fork_work,
+    "seal": table_seal,
+    "wishes": table_wishes,
     "goals": table_goals,
 }
 PLACE = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

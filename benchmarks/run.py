@@ -29,7 +29,8 @@ import report
 Row = dict[str, Any]
 
 RESULTS = building.HERE / "results"
-PAGES = ("README.md", "docs/performance.md")
+PAGES = ("README.md", "docs/performance.md", "docs/fork.md", "docs/lockdown.md")
+FILES = ("cycle", "python", "forks", "hardening")  # in results/, what tables and goals are drawn from
 MILLION = 1_000_000
 PAGE = 4096
 GAP = 2048  # bytes at most before each block of the peer that has gaps
@@ -219,7 +220,7 @@ def result(runner: Runner, what: str, seconds: float) -> Row:
 def load() -> dict[str, Row]:
     """Return what results/ holds, by name; {} for a file that is not there."""
     found = {}
-    for name in ("cycle", "python"):
+    for name in FILES:
         path = RESULTS / f"{name}.json"
         found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
@@ -288,7 +289,7 @@ def regress(seed: int, tries: int = 3) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure execmem and its peers in one run, and draw from the figures.")
     verb = parser.add_mutually_exclusive_group()
-    verb.add_argument("--table", action="store_true", help="draw the tables of README.md and docs/performance.md")
+    verb.add_argument("--table", action="store_true", help="draw the tables of README.md and docs/")
     verb.add_argument("--goals", action="store_true", help="say which goals hold")
     verb.add_argument("--regress", action="store_true", help="a short run; 15 %% worse than results/ fails")
     verb.add_argument("--design", action="store_true", help="bookkeeping designs instead of peers")

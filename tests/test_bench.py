@@ -20,6 +20,7 @@ report: Any = importlib.import_module("report")
 run: Any = importlib.import_module("run")
 python_layer: Any = importlib.import_module("python_layer")
 hardening: Any = importlib.import_module("hardening")
+forks: Any = importlib.import_module("forks")
 
 EMPTY: dict[str, Any] = {"cycle": {}, "python": {}}
 
@@ -107,6 +108,44 @@ def test_a_page_whose_table_is_old_is_told_and_left_alone(
     assert run.main(["--table"]) == 0
     assert "1.80x / 1.20x" in pages[1].read_text(encoding="utf-8")
     assert run.main(["--table", "--check"]) == 0
+
+
+def test_what_forks_cost_is_told_beside_a_process_without_code() -> None:
+    told = {"live": 1_000, "fork_us": 300.0, "before_ns": 200.0, "during_ns": 250.0, "longest_us": 1500.0}
+    source = {"forks": {"results": [told | {"subject": "alias"}, told | {"subject": "plain", "fork_us": 600.0}]}}
+    lines = report.table_forks(source)
+    assert lines[0] == "|  | a process that has | 1,000 blocks |"
+    assert "| `fork`, until it returns in the parent | mode `alias` | 300 us (0.50x) |" in lines
+    assert "| parent, a cycle while the child lives | - (-) | 250 ns (1.25x) |" in report.table_fork_work(source)
+    assert report.table_fork_work(source)[-1].endswith(" | - | 1.5 ms |")
+
+
+def test_what_hardening_costs_is_drawn_from_its_file_and_the_cycles() -> None:
+    seal = {
+        "case": "seal",
+        "mode": "alias",
+        "blocks": 10_000,
+        "packs": 5,
+        "sealed": "kernel",
+        "open_us": 9,
+        "seal_us": 8,
+    }
+    memory = {
+        "case": "memory",
+        "wish": "gap 2 KB",
+        "used_bytes": 1 << 20,
+        "idle_bytes": 3 << 20,
+        "resident_bytes": 4 << 20,
+    }
+    source = {"hardening": {"results": [seal, memory]}} | data(
+        row("execmem-alias", 1_000, 80), row("execmem-alias-gap", 1_000, 120)
+    )
+    assert report.table_seal(source) == [
+        "| write mode | `sealed` | opening a domain | sealing it, 10,000 blocks in 5 packs |",
+        "| --- | --- | --- | --- |",
+        '| `alias` | `"kernel"` | 9 us | 8 us |',
+    ]
+    assert report.table_wishes(source)[2] == "| gap 2 KB | 1.0 MB | 3.0 MB | 4.0 MB | 120 ns (1.50x) | - | - |"
 
 
 # ---- goals ----
@@ -227,6 +266,25 @@ def test_what_hardening_costs_is_measured(run_child: Callable[..., str]) -> None
     )
     assert sealed["sealed"] in {"kernel", "mappings", "library"}
     assert sealed["seal_us"] > 0 < sealed["open_us"]
+
+
+def test_what_forks_cost_is_measured() -> None:
+    if forks.building.version_of(forks.building.compiler("CC", "cc")) == "not found":
+        pytest.skip("no C compiler")
+    rows, _compilers = forks.measure([200], 1)
+    found = {row["subject"]: row for row in rows}
+    assert set(found) == {"bare", "plain", "syscall", "alias"}
+    assert all(row["fork_us"] > 0 < row["fork_exec_us"] for row in rows)
+    assert found["plain"]["resident_bytes"] == sum(found["syscall"][key] for key in ("resident_bytes", "ledger_bytes"))
+    for mode in ("syscall", "alias"):
+        assert found[mode]["held_bytes"] == found[mode]["used_bytes"] > 200 * 64
+        assert 0 < found[mode]["held_blocks"] <= 100, "some of the blocks that were replaced came after the fork"
+
+
+def test_figures_are_medians_of_what_the_subjects_told() -> None:
+    told = [{"live": 1, "subject": "a", "what": "fork", "fork_us": value} for value in (5.0, 1.0, 2.0)]
+    other = [{"live": 1, "subject": "a", "what": "child", "next_us": 7.0}]
+    assert forks.gather([*told, *other]) == [{"live": 1, "subject": "a", "fork_us": 2.0, "next_us": 7.0}]
 
 
 def test_a_part_says_how_the_driver_is_called() -> None:
