@@ -415,24 +415,24 @@ class Soak:
             except execmem.BrokenLawError as error:
                 self.fail(f"{domain.name}: {error}")
             self.report.checks += 1
-        for block, function, number in self.anchors:
-            if bytes(block) != adder(number) or (function and function(5) != number + 5):
-                self.fail(f"{block!r} does not add {number} any more")
+        self._expect_anchors()
 
     # ---- forks ----
 
     def _fork(self) -> None:
         """Fork a child that calls inherited code and works in domains of its own; wait for it."""
         self.report.faults += set_failures(None)
+        told, tell = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of threads; the library promises more
             child = os.fork()
         if child == 0:
             code = 1
             try:
-                code = 0 if self._live_as_child() else 1
+                code = self._end_as_child(tell)
             finally:
                 os._exit(code)
+        os.close(tell)
         end = time.monotonic() + CHILD_SECONDS
         done, status = os.waitpid(child, os.WNOHANG)
         while not done and time.monotonic() < end:
@@ -443,44 +443,61 @@ class Soak:
             os.waitpid(child, 0)
             self.fail(f"a forked child hung for {CHILD_SECONDS} s")
         elif status:
-            self.fail(f"a forked child ended with {os.waitstatus_to_exitcode(status)}")
+            why = os.read(told, 2000).decode()
+            self.fail(f"a forked child ended with {os.waitstatus_to_exitcode(status)}: {why}")
         else:
             self.report.forks += 1
             self.report.sealed += len(self.report.modes) + 1
+        os.close(told)
 
-    def _live_as_child(self) -> bool:
+    def _end_as_child(self, tell: int) -> int:
+        """Live; tell what was wrong, and return the exit code."""
+        self.report.wrong.clear()
+        try:
+            self._live_as_child()
+        except BaseException:  # noqa: BLE001 - told by the parent, with its traceback
+            self.fail(traceback.format_exc(limit=-3))
+        os.write(tell, "\n".join(self.report.wrong)[-2000:].encode())
+        return 1 if self.report.wrong else 0
+
+    def _live_as_child(self) -> None:
         """Call inherited code; place, call, check, free and seal in new domains; seal an inherited one."""
-        good = self._anchors_hold()
+        self._expect_anchors()
         for i, mode in enumerate(self.report.modes):
             domain = execmem.Domain("soak child", write_mode=mode, **WISHES[(i + self.report.forks) % len(WISHES)])
             blocks = [(domain.place(adder(number)), number) for number in range(50)]
-            good &= all(bytes(block) == adder(number) for block, number in blocks)
+            self._expect_blocks(blocks)
             for block, _ in blocks[::2]:
                 retry(block.free)
             del blocks[::2], block
             domain.check()
-            good &= self._seal(domain, blocks)
-        inherited = self.domains[self.report.forks % len(self.domains)]
-        return good and self._seal(inherited, []) and self._anchors_hold()
+            self._seal(domain, blocks)
+        self._seal(self.domains[self.report.forks % len(self.domains)], [])
+        self._expect_anchors()
 
-    def _anchors_hold(self) -> bool:
-        return all(function is None or function(5) == number + 5 for _, function, number in self.anchors)
+    def _expect_anchors(self) -> None:
+        for block, function, number in self.anchors:
+            if bytes(block) != adder(number) or (function and function(5) != number + 5):
+                self.fail(f"{block!r} does not add {number} any more")
 
-    def _seal(self, domain: Domain, blocks: list[tuple[Block, int]]) -> bool:
-        """Seal for as long as this child lives; True when its code runs and nothing of it can change."""
+    def _expect_blocks(self, blocks: list[tuple[Block, int]]) -> None:
+        for block, number in blocks:
+            if bytes(block) != adder(number) or (self.callable and block.function("i64(i64)")(1) != number + 1):
+                self.fail(f"{block!r} does not add {number}")
+
+    def _seal(self, domain: Domain, blocks: list[tuple[Block, int]]) -> None:
+        """Seal for as long as this child lives: its code runs, and nothing of it changes."""
         domain.seal()
-        good = domain.sealed is not None and domain.stats().quarantined_blocks == 0
+        if not domain.sealed or domain.stats().quarantined_blocks:
+            self.fail(f"{domain!r} is not sealed, or blocks wait in its quarantine")
         for change in (lambda: domain.place(adder(1)), *(block.free for block, _ in blocks)):
             try:
                 change()
             except execmem.SealedError:
                 continue
-            good = False
+            self.fail(f"{domain!r} is sealed and can be changed")
         domain.check()
-        for block, number in blocks:
-            good &= bytes(block) == adder(number)
-            good &= not self.callable or block.function("i64(i64)")(1) == number + 1
-        return good
+        self._expect_blocks(blocks)
 
     # ---- the end ----
 
