@@ -36,8 +36,8 @@ void model_waiting_add(int room, int shard, const struct thing *freed)
 	struct queue *q = &r->waiting[shard];
 	struct waiting w = {.address = freed->address, .bytes = (uint32_t)model_rounded(freed->size), .kind = freed->kind};
 
-	if (!r->quarantine || freed->size > EXECMEM_PACK_SIZE)
-		return;
+	if (w.bytes > r->quarantine || freed->size > EXECMEM_PACK_SIZE)
+		return; /* it is not kept, and drives nothing out */
 	push(q, w);
 	while (q->bytes > r->quarantine)
 		q->bytes -= q->all[q->from++].bytes;
