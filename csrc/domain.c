@@ -457,19 +457,25 @@ static int choose_mode(int asked, int *out)
 	return first;
 }
 
+/* The first leaves, without mappings of their own: memory that nobody touches costs nothing. */
+enum { NEAR_LEAVES = 8 };
+static _Alignas(EM_PAGE) struct em_index_leaf near_leaves[NEAR_LEAVES];
+static uint32_t near_leaves_used;
+
 static int add_leaves(uint64_t start, uint64_t size)
 {
 	for (uint64_t at = start; at < start + size; at += EXECMEM_PACK_SIZE) {
 		void *leaf;
-		int err;
+		int err = 0;
 
 		if (at >> EM_INDEX_ADDRESS_BITS)
 			return em_error_set(EXECMEM_EUNSUPPORTED, "the window at %#llx lies beyond a 47-bit address space.",
 			                    (unsigned long long)at);
 		if (em_index_leaf_of(&atlas, at))
 			continue;
-		err = em_sys_map_table(sizeof(struct em_index_leaf), -1, &leaf);
-		if (err < 0)
+		if (near_leaves_used < NEAR_LEAVES)
+			leaf = &near_leaves[near_leaves_used++];
+		else if ((err = em_sys_map_table(sizeof(struct em_index_leaf), -1, &leaf)) < 0)
 			return em_error_system(err, "map a table of addresses");
 		em_index_add_leaf(&atlas, at, leaf);
 	}
