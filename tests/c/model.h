@@ -41,8 +41,8 @@ int model_sealed(void);    /* domains sealed, ever */
 struct model_census { /* of this process */
 	int files; /* neither these nor the rest count what sealed domains have, which stays */
 	int mappings; /* of packs, ledgers and reservations, outside the root's window, which stays; not of the C library */
-	uint64_t resident; /* bytes; 0 under sanitizers and memcheck, which keep memory of their own */
 };
 struct model_census model_census(void);
+uint64_t model_census_resident(void); /* bytes; 0 under sanitizers and memcheck, which keep memory of their own */
 
 #endif

@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { OPERATIONS = 300, AFTER = 8, WINDOW_MAPPINGS = 16, RUNS = 150 };
+enum { OPERATIONS = 300, AFTER = 8, CALLS_MAX = 4000, WINDOW_MAPPINGS = 16, RUNS = 150 };
 
 static const struct {
 	const char *call, *errors[5];
@@ -49,9 +49,9 @@ static struct told { /* by a process to the one that started it */
 /* A walk: its scripts, by number. */
 struct walk {
 	void (*write_script)(const struct walk *, long number, char script[256]);
-	int kind, error; /* of singles */
+	int kind; /* of singles */
 	int stride;
-	long count; /* of scripts; 0: until the first that refuses nothing */
+	long count; /* of scripts; 0: until the first that refuses nothing, of singles each error's */
 	int calls; /* that a row makes, about */
 	uint64_t seed;
 };
@@ -76,10 +76,13 @@ static long run_row(const char *script)
 	return failures;
 }
 
+/* One error's scripts after another's. */
 static void write_single(const struct walk *w, long number, char script[256])
 {
-	snprintf(script, 256, "%s=%ld.F:%s", kinds[w->kind].call, w->error % w->stride + number * w->stride,
-	         kinds[w->kind].errors[w->error]);
+	long error = number / CALLS_MAX;
+
+	snprintf(script, 256, "%s=%ld.F:%s", kinds[w->kind].call, error % w->stride + number % CALLS_MAX * w->stride,
+	         kinds[w->kind].errors[error]);
 }
 
 /* The second refusal is among the next calls after the first. */
@@ -102,28 +105,36 @@ static void write_random_pair(const struct walk *w, long number, char script[256
 		         (int)(test_random(&seed) % 40));
 }
 
+/* The number after this one, which refused so many calls; -1: it was the last. */
+static long next_script(const struct walk *w, long number, long refused)
+{
+	long error = number / CALLS_MAX + 1;
+
+	if (w->count > 0)
+		return number + 1 < w->count ? number + 1 : -1;
+	if (refused > 0)
+		return number + 1;
+	return w->write_script == write_single && error < 5 && kinds[w->kind].errors[error] ? error * CALLS_MAX : -1;
+}
+
 /* In a process of its own. */
 static void walk_some(const struct walk *w, long from, struct told *told)
 {
 	uint64_t resident;
 	char script[256];
+	long refused;
 
 	execmem_test_script("any=."); /* once for buffers of the C library, and what the root keeps */
 	model_run(&row);
 	before = model_census();
-	resident = before.resident;
-	for (told->next = from; told->next >= 0 && told->next < from + RUNS;) {
-		long refused;
-
+	resident = model_census_resident();
+	for (told->next = from; told->next >= 0 && told->runs < RUNS; told->runs++) {
 		w->write_script(w, told->next, script);
 		refused = run_row(script);
-		told->runs++;
 		told->refused += refused;
-		told->next = refused == 0 && w->count == 0 ? -1 : told->next + 1;
-		if (told->next == w->count && w->count > 0)
-			told->next = -1;
+		told->next = next_script(w, told->next, refused);
 	}
-	EXPECT(model_census().resident <= resident + (24 << 20));
+	EXPECT(model_census_resident() <= resident + (24 << 20));
 }
 
 /* Does some work in a child and adds up what it tells. */
@@ -189,8 +200,7 @@ static void walk_mode(int stride, uint64_t seed)
 
 	row.seed = choose_row(seed * 100 + (uint64_t)row.mode);
 	for (w.kind = 0; w.kind < KINDS; w.kind++)
-		for (w.error = 0; w.error < 5 && kinds[w.kind].errors[w.error]; w.error++)
-			walk_all(&w);
+		walk_all(&w);
 	w.write_script = write_pair;
 	pairs = walk_all(&w);
 	w.calls = (int)(pairs / AFTER) * stride;
