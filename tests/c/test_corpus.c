@@ -52,6 +52,6 @@ int main(int argc, char **argv)
 	else
 		replay(path);
 	EXPECT(files > 0);
-	printf("%d files, %ld system calls made to fail\nok\n", files, model_failures());
+	printf("%d files, %ld system calls made to fail, %d domains sealed\nok\n", files, model_failures(), model_sealed());
 	return 0;
 }
