@@ -15,6 +15,29 @@ enum em_arch_sync {
 	EM_ARCH_SYNC_CORES, /* every thread must pass a context-synchronising event (aarch64, riscv64) */
 };
 
+/* One instruction, as decode tells of it. */
+struct em_arch_insn {
+	uint8_t length;        /* bytes */
+	uint8_t distance_at;   /* where in it lie the bytes that hold how far it is to what it jumps to, or reads and writes, */
+	uint8_t distance_size; /* and how many; 0: there are none, and it does the same wherever it lies */
+	bool branches;         /* it jumps there */
+	bool resumes;          /* interrupted it may go on, or be started anew, by its own address: it cannot be changed meanwhile */
+};
+
+/* How an instruction that other threads may be running is changed into another one. */
+enum em_arch_live {
+	EM_ARCH_LIVE_STORE,      /* by one aligned store of what differs */
+	EM_ARCH_LIVE_BREAKPOINT, /* behind a breakpoint, its first bytes last */
+	EM_ARCH_LIVE_STOPPED,    /* while all other threads stand still */
+	EM_ARCH_LIVE_MISALIGNED, /* not at all: no instruction can lie there, or none that is changed */
+	EM_ARCH_LIVE_NOT_ONE,    /* not at all: the old or the new bytes are not exactly one instruction that decode knows */
+	EM_ARCH_LIVE_NEVER,      /* not at all: a thread may be half through the old one */
+};
+
+enum em_arch_encoded { EM_ARCH_ENCODED, EM_ARCH_ENCODE_LENGTH, EM_ARCH_ENCODE_REACH }; /* or why not */
+
+enum { EM_ARCH_INSN_MAX = 15 }; /* bytes of the longest instruction of any CPU */
+
 struct em_arch {
 	const char *name; /* as `uname -m` tells */
 	bool supported;   /* false: domains cannot be opened, and `why` says it politely */
@@ -31,6 +54,26 @@ struct em_arch {
 	 * shut for both. NULL: keys are not known here. */
 	uint64_t (*key_rights)(uint64_t rights, int key, bool open);
 
+	/* Writes the instruction (enum execmem_insn) of exactly `len` bytes for a site. */
+	enum em_arch_encoded (*encode)(int insn, uint64_t site, uint64_t target, uint8_t *out, size_t len);
+	/*
+	 * How `len` old bytes at a site may become the new ones while threads run them; both are of that length, and they differ.
+	 *   memory   the write mode has memory to store to, so one aligned store of up to 8 bytes is seen whole, or not yet
+	 *   whole    sees_stores() of this CPU
+	 */
+	enum em_arch_live (*live_change)(uint64_t site, const uint8_t *old_bytes, const uint8_t *new_bytes, size_t len, bool memory,
+	                                 bool whole);
+	uint32_t live_unit; /* bytes that such a store has at least: 1 where instructions are bytes */
+	/* Does to a thread what an instruction at a site would, where that is a branch or nothing. False: it does not know it, or a debugger
+	 * wants to see it run; nothing has changed. Reads or writes the word at the stack's top. `shadowed`: calls and returns need more.
+	 * NULL: never asked, live_change answers BREAKPOINT for nothing. */
+	bool (*emulate)(struct em_frame *frame, uint64_t site, const uint8_t *insn, size_t len, bool shadowed);
+
+	/* ---- decode.c: pure ---- */
+
+	/* The instruction that `code` begins with. False: it is not known, or not over within `len` bytes. */
+	bool (*decode)(const void *code, size_t len, struct em_arch_insn *out);
+
 	/* ---- poke.c: on this CPU ---- */
 
 	enum em_arch_sync fill_sync; /* after a fill of memory that nobody may be executing */
@@ -43,6 +86,10 @@ struct em_arch {
 	bool (*has_keys)(void); /* the CPU has protection keys and the kernel has turned them on. NULL: not known here */
 	uint64_t (*read_rights)(void); /* of this thread; both only where has_keys() says so, and both order memory accesses */
 	void (*write_rights)(uint64_t rights);
+	bool (*sees_stores)(
+		void); /* its manual lets code be changed by one aligned store while it runs. NULL: by live_change's rules alone */
+	bool (*has_shadow_stack)(void); /* this thread has one now. NULL: not known here */
+	void (*serialize)(void); /* this core forgets what it has fetched ahead. NULL: there is no need */
 };
 
 extern const struct em_arch em_arch_x86_64;

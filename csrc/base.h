@@ -52,6 +52,11 @@ static_assert(sizeof(execmem_pack) == 64, "one cache line a pack");
 static_assert(sizeof(execmem_shard) == 128, "no two shards share a cache line, nor the pair that is fetched together");
 static_assert(sizeof(execmem_block) == 12 && sizeof(execmem_event) == 24, "records have no padding");
 
+/* What of an interrupted thread's registers a branch reads and writes. */
+struct em_frame {
+	uint64_t ip, sp, flags;
+};
+
 static inline unsigned em_ctz(uint64_t x)
 {
 	return (unsigned)__builtin_ctzll(x);

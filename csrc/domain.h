@@ -9,8 +9,8 @@
  * shard whose pack it lies in, whoever frees it. A pack that stands idle in one shard can be taken over by another (supply.c).
  *
  * Locks, in the order in which they may be taken: the tree's, one domain's `admin`, the shards' by number, `packs`, `names`, then
- * the one that stops threads (mode flip). Where several domains are locked it is by one who holds the tree's, parents before
- * children. Last but one is that of fork.c. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not charged at all.
+ * those of fork.c, of breakpoints (sys_trap.c), and the one that stops threads. Where several domains are locked it is by one who holds the tree's, parents before
+ * children. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not charged at all.
  *
  *   tree    who is whose parent; opening and closing          shard   its packs, their blocks and records, its counters
  *   admin   adding shards; held by whoever wants all of them   packs   which packs are present; the file's size; the spares

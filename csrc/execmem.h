@@ -37,7 +37,11 @@ enum execmem_error {
 	EXECMEM_ECLOSED = -12,   /* the domain is closed */
 	EXECMEM_EFORKED = -13,   /* the block was placed before fork(): both processes run it, and it cannot be changed */
 	EXECMEM_EUNSUPPORTED = -14, /* this CPU or this kernel cannot do what was asked */
-	EXECMEM_ESEALED = -15      /* the domain is sealed: nothing in it changes any more */
+	EXECMEM_ESEALED = -15,     /* the domain is sealed: nothing in it changes any more */
+	EXECMEM_ECHANGED = -16,    /* the bytes at a site are not those that were to be replaced */
+	EXECMEM_EMISALIGNED = -17, /* this CPU changes no instruction that lies so */
+	EXECMEM_EINSN = -18, /* not one instruction for one of the same length, or one that cannot be changed while it may run */
+	EXECMEM_EREACH = -19 /* no branch of this length reaches the target */
 };
 
 enum execmem_kind { EXECMEM_TEXT = 0, EXECMEM_RODATA = 1, EXECMEM_DATA = 2, EXECMEM_KINDS = 3 };
@@ -117,8 +121,11 @@ enum execmem_event_op {
 	EXECMEM_EVENT_FILL = 3,
 	EXECMEM_EVENT_PACK = 4,    /* a pack was mapped; size: usable bytes */
 	EXECMEM_EVENT_COLLAPSE = 5, /* a pack became one 2 MB page */
-	EXECMEM_EVENT_RETURN = 6   /* a pack went back to the system */
+	EXECMEM_EVENT_RETURN = 6, /* a pack went back to the system */
+	EXECMEM_EVENT_POKE = 7 /* an instruction was changed */
 };
+
+enum execmem_insn { EXECMEM_INSN_NOP = 0, EXECMEM_INSN_JUMP = 1, EXECMEM_INSN_CALL = 2 };
 
 enum execmem_limits {
 	EXECMEM_CHUNK = 64,           /* bytes: the unit of bookkeeping */
@@ -131,6 +138,7 @@ enum execmem_limits {
 	EXECMEM_SHARDS_MAX = 16,
 	EXECMEM_GAP_MAX = 1048576, /* bytes */
 	EXECMEM_TRUST_MAX = 255,
+	EXECMEM_SITE_MAX = 15, /* bytes of one instruction */
 	EXECMEM_NAME_CELL = 32,       /* bytes of one cell of the name heap */
 	EXECMEM_NAME_CELL_TEXT = 28
 };
@@ -353,6 +361,28 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
                        const char *names, uint64_t *out);
 int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst, const void *src, const uint64_t *offsets);
 int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addresses);
+
+/* Live patching: replaces one instruction by one of the same length while other threads may be running it. Whoever runs it meanwhile runs
+ * the old one or the new one, and from the return on everybody runs the new one. `len` bytes at `site`, within a filled block of kind
+ * text, must be `old_bytes` (else ECHANGED), and both must be exactly one instruction (EINSN) that this CPU can change (EMISALIGNED,
+ * EINSN). Works in every write mode, in some microseconds: docs/patching.md tells what is done on which CPU, and who should block no
+ * SIGTRAP. A call that fails has changed nothing, or says which instructions could not be put back. */
+int execmem_poke(void *site, const void *old_bytes, const void *new_bytes, size_t len);
+
+typedef struct execmem_poke_site {
+	void *site;
+	const void *old_bytes;
+	const void *new_bytes;
+	size_t len;
+} execmem_poke_site;
+
+/* Many sites of one domain at the price of one, and some 50 ns each (system calls each, in modes that write by them). In any order; none
+ * may overlap another. All or none; while it runs, some may be new and others old. */
+int execmem_poke_batch(const execmem_poke_site *sites, size_t count);
+
+/* Writes the instruction (enum execmem_insn) of exactly `len` bytes that does nothing, or goes from `site` to `target`. x86-64: nothing
+ * of 1 to 9 bytes, a jump of 2 or 5, a call of 5. EINVAL: none has that length; EREACH: the target is too far. */
+int execmem_encode(int insn, const void *site, const void *target, void *out, size_t len);
 
 int execmem_find(const void *address, execmem_info *out); /* any byte of a block */
 

@@ -106,6 +106,8 @@ void em_sys_policies(execmem_policies *out);
 /* ---- other threads ---- */
 
 int em_sys_sync_core(void); /* sync; membarrier: every thread of the process serialises before this returns */
+int em_sys_sync_ready(void); /* 0: that can be had here */
+bool em_sys_may_store(void); /* store; scripted, code is not changed by a store while it runs, whatever the CPU */
 /* Stops every other thread at an unknown place, -EBUSY when one does not stop within 0.2 s. No malloc, no locks, until resumed. */
 int em_sys_stop_threads(void); /* stop */
 void em_sys_resume_threads(void);
@@ -139,6 +141,30 @@ bool em_sys_peek(void *to, const void *from, size_t len); /* copies memory that 
 void em_sys_tell(const char *text, size_t len);           /* to stderr */
 uint32_t em_sys_thread(void);                             /* the kernel's number of the calling thread */
 
+/* What sys_fault.c and sys_trap.c do for each other; they know signal.h's types, which are void here. */
+bool em_sys_trap_took(void *info, void *context);        /* a breakpoint of ours, and what came of it is done */
+bool em_sys_fault_is_reporter(const void *action); /* the reporter's handler, with all signals blocked: it asks the above first */
+/* Does what was there before us; `spent`: that was to run once, and has. */
+void em_sys_fault_pass_on(const void *action, _Atomic bool *spent, void *info, void *context);
+
+/* ---- breakpoints (sys_trap.c) ---- */
+
+/* Instructions that are breakpoints for now, sorted by address. Each is a record of `stride` bytes that begins with its address. */
+struct em_sys_traps {
+	const void *sites;
+	size_t count, stride;
+	bool (*run)(struct em_frame *frame, const void *site); /* false: the thread waits, and tries again */
+	bool (*owns)(uint64_t address); /* code there is changed by us alone */
+};
+
+/* trap; from now on who runs one of these is taken care of. The caller's signals wait. Handlers of others for the signal are called for
+ * everybody else's breakpoints. -EBUSY: others went before ours too often; -EOPNOTSUPP: not on this CPU. */
+int em_sys_traps_on(const struct em_sys_traps *traps);
+/* None of these is a breakpoint any more, and nobody is being taken care of when it returns. */
+void em_sys_traps_off(void);
+void em_sys_traps_before_fork(void);
+void em_sys_traps_after_fork(bool in_child);
+
 /*
  * A lock that costs its home thread two plain stores. An atomic read-modify-write would wait until every write to cold code memory
  * before it is done, which is most of what alloc and free take; so the thread that made the lock, its home, goes in by a flag that only
@@ -166,6 +192,7 @@ enum em_sys_rank {
 	EM_RANK_PACKS = EM_RANK_SHARD + EXECMEM_SHARDS_MAX,
 	EM_RANK_NAMES,
 	EM_RANK_FORK,
+	EM_RANK_TRAP,
 	EM_RANK_STOP,
 };
 void em_sys_order_take(const struct em_lock *lock);

@@ -210,16 +210,17 @@ static void end_by_default(int signal, siginfo_t *info, ucontext_t *context)
 }
 
 /* Our handler has its mask and its way with the signal itself, so for who is called it is as if the kernel had. */
-static void pass_on(int number, siginfo_t *info, ucontext_t *context)
+void em_sys_fault_pass_on(const void *previous_action, _Atomic bool *was_spent, void *told, void *context)
 {
-	const struct sigaction *next = &previous[number];
+	const struct sigaction *next = previous_action;
+	siginfo_t *info = told;
 	bool is_default = !(next->sa_flags & SA_SIGINFO) && next->sa_handler == SIG_DFL;
 	bool is_ignored = !(next->sa_flags & SA_SIGINFO) && next->sa_handler == SIG_IGN;
 
 	if (is_ignored && !is_fault(info))
 		return;
 	if (!is_default && !is_ignored && next->sa_flags & (int)SA_RESETHAND)
-		is_default = atomic_exchange(&spent[number], true);
+		is_default = atomic_exchange(was_spent, true);
 	if (is_default || is_ignored) /* a fault cannot be ignored: the kernel ends the process */
 		end_by_default(info->si_signo, info, context);
 	else if (next->sa_flags & SA_SIGINFO)
@@ -234,12 +235,14 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 	struct em_sys_fault fault;
 	int saved = errno, number = 0;
 
+	if (signal == SIGTRAP && em_sys_trap_took(info, context))
+		return;
 	while (signals[number].signal != signal)
 		number++;
 	if (tell && (is_fault(info) ? describe(info, context, &fault) : describe_outer(info, context, &fault)))
 		tell(&fault);
 	errno = saved;
-	pass_on(number, info, context);
+	em_sys_fault_pass_on(&previous[number], &spent[number], info, context);
 }
 
 /* ---- on and off ---- */
@@ -252,6 +255,13 @@ static bool is_ours(const struct sigaction *action)
 static bool is_handler(const struct sigaction *action)
 {
 	return action->sa_flags & SA_SIGINFO || (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN);
+}
+
+bool em_sys_fault_is_reporter(const void *action)
+{
+	const struct sigaction *a = action;
+
+	return is_ours(a) && sigismember(&a->sa_mask, SIGALRM) && sigismember(&a->sa_mask, SIGUSR1);
 }
 
 static int install(int number)

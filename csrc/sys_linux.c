@@ -66,7 +66,9 @@ enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 	X(seal, ENOSYS)                                                                                                                \
 	X(fseal, EPERM)                                                                                                                \
 	X(sync, EPERM)                                                                                                                 \
-	X(stop, EBUSY)
+	X(stop, EBUSY)                                                                                                                 \
+	X(store, EPERM)                                                                                                                \
+	X(trap, EPERM)
 
 enum op {
 #define X(name, error) OP_##name,
@@ -652,19 +654,31 @@ uint32_t em_sys_pid(void)
 
 /* ---- other threads ---- */
 
-int em_sys_sync_core(void)
+int em_sys_sync_ready(void)
 {
 	static _Atomic bool registered;
+
+	if (atomic_load_explicit(&registered, memory_order_relaxed))
+		return 0;
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0)
+		return -errno;
+	atomic_store(&registered, true);
+	return 0;
+}
+
+int em_sys_sync_core(void)
+{
 	int err = scripted(OP_sync);
 
+	err = err ? err : em_sys_sync_ready();
 	if (err)
 		return err;
-	if (!atomic_load_explicit(&registered, memory_order_relaxed)) {
-		if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0)
-			return -errno;
-		atomic_store(&registered, true);
-	}
 	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0 ? -errno : 0;
+}
+
+bool em_sys_may_store(void)
+{
+	return scripted(OP_store) == 0;
 }
 
 /* ---- locks ---- */

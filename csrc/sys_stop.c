@@ -194,12 +194,14 @@ static void (*fork_before)(void), (*fork_in_parent)(void), (*fork_in_child)(void
 static void before_fork(void)
 {
 	fork_before();
+	em_sys_traps_before_fork();
 	em_sys_lock(&stop_lock);
 }
 
 static void in_parent_of_fork(void)
 {
 	em_sys_unlock(&stop_lock);
+	em_sys_traps_after_fork(false);
 	fork_in_parent();
 }
 
@@ -207,6 +209,7 @@ static void in_child_of_fork(void)
 {
 	stop_lock = (struct em_lock){.rank = EM_RANK_STOP};
 	em_sys_order_forget();
+	em_sys_traps_after_fork(true);
 	fork_in_child();
 }
 

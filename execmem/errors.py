@@ -126,6 +126,30 @@ class SealedError(ExecmemError, PermissionError):
     nearest_errno = errno.EPERM
 
 
+class ChangedError(ExecmemError, ValueError):
+    """The bytes at a site are not those that were to be replaced."""
+
+    nearest_errno = errno.EAGAIN
+
+
+class MisalignedError(ExecmemError, ValueError):
+    """This CPU changes no instruction that lies at such an address."""
+
+    nearest_errno = errno.EINVAL
+
+
+class InstructionError(ExecmemError, ValueError):
+    """Not one instruction for one of the same length, or one that cannot be changed while it may run."""
+
+    nearest_errno = errno.EILSEQ
+
+
+class ReachError(ExecmemError, ValueError):
+    """No branch of this length reaches the target."""
+
+    nearest_errno = errno.ERANGE
+
+
 class UnsupportedError(ExecmemError):
     """The CPU or the kernel cannot do what was asked."""
 
@@ -155,6 +179,10 @@ CLASSES: dict[int, type[ExecmemError]] = {
     lib.EXECMEM_EFORKED: ForkedError,
     lib.EXECMEM_EUNSUPPORTED: UnsupportedError,
     lib.EXECMEM_ESEALED: SealedError,
+    lib.EXECMEM_ECHANGED: ChangedError,
+    lib.EXECMEM_EMISALIGNED: MisalignedError,
+    lib.EXECMEM_EINSN: InstructionError,
+    lib.EXECMEM_EREACH: ReachError,
 }
 
 

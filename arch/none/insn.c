@@ -21,6 +21,25 @@ static bool is_trap(const void *bytes, size_t len)
 
 /* Nothing is known of this CPU's rights, so the table has none. */
 
+/* ---- branches and nothing ---- */
+
+static enum em_arch_encoded encode(int insn, uint64_t site, uint64_t target, uint8_t *out, size_t len)
+{
+	(void)insn, (void)site, (void)target, (void)out, (void)len;
+	return EM_ARCH_ENCODE_LENGTH;
+}
+
+/* No length is that of an instruction, so nobody emulates any. */
+
+/* ---- live changes ---- */
+
+static enum em_arch_live live_change(uint64_t site, const uint8_t *old_bytes, const uint8_t *new_bytes, size_t len, bool memory,
+                                     bool whole)
+{
+	(void)site, (void)old_bytes, (void)new_bytes, (void)len, (void)memory, (void)whole;
+	return EM_ARCH_LIVE_NOT_ONE;
+}
+
 /* ---- the table ---- */
 
 const struct em_arch em_arch_none = {
@@ -31,6 +50,10 @@ const struct em_arch em_arch_none = {
 	.is_trap = is_trap,
 	.trap_size = 1,
 	.branch_reach = 0,
+	.encode = encode,
+	.live_change = live_change,
+	.live_unit = 1,
+	.decode = em_none_decode,
 	.fill_sync = EM_ARCH_SYNC_CORES,
 	.flush = em_none_flush,
 };

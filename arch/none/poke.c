@@ -17,3 +17,7 @@ void em_none_flush(void *exec, size_t len)
 /* ---- protection keys ---- */
 
 /* None are known, so the table has none. */
+
+/* ---- live changes ---- */
+
+/* None are allowed. */

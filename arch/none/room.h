@@ -4,6 +4,7 @@
 
 #include "arch.h"
 
+bool em_none_decode(const void *code, size_t len, struct em_arch_insn *out);
 void em_none_flush(void *exec, size_t len);
 
 #endif

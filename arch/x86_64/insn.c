@@ -25,6 +25,137 @@ static uint64_t key_rights(uint64_t rights, int key, bool open)
 	return open ? rights & ~(3ull << 2 * key) : rights | 1ull << 2 * key;
 }
 
+/* ---- branches and nothing ---- */
+
+enum { SHORT = 2, NEAR = 5, NOP_MAX = 9 };
+
+static bool distance_of(uint64_t site, size_t len, uint64_t target, int64_t reach, int32_t *out)
+{
+	int64_t distance = (int64_t)(target - (site + len));
+
+	*out = (int32_t)distance;
+	return distance >= -reach && distance < reach;
+}
+
+static enum em_arch_encoded encode(int insn, uint64_t site, uint64_t target, uint8_t *out, size_t len)
+{
+	static const uint8_t nops[NOP_MAX][NOP_MAX] = {
+		/* Intel SDM vol. 2, NOP, table 4-12 */
+		{0x90},
+		{0x66, 0x90},
+		{0x0F, 0x1F, 0x00},
+		{0x0F, 0x1F, 0x40, 0},
+		{0x0F, 0x1F, 0x44, 0, 0},
+		{0x66, 0x0F, 0x1F, 0x44, 0, 0},
+		{0x0F, 0x1F, 0x80, 0, 0, 0, 0},
+		{0x0F, 0x1F, 0x84, 0, 0, 0, 0, 0},
+		{0x66, 0x0F, 0x1F, 0x84, 0, 0, 0, 0, 0},
+	};
+	int32_t distance;
+
+	if (insn == EXECMEM_INSN_NOP) {
+		if (len == 0 || len > NOP_MAX)
+			return EM_ARCH_ENCODE_LENGTH;
+		memcpy(out, nops[len - 1], len);
+		return EM_ARCH_ENCODED;
+	}
+	if (len != NEAR && !(len == SHORT && insn == EXECMEM_INSN_JUMP))
+		return EM_ARCH_ENCODE_LENGTH;
+	if (!distance_of(site, len, target, len == SHORT ? 1 << 7 : 1ll << 31, &distance))
+		return EM_ARCH_ENCODE_REACH;
+	out[0] = insn == EXECMEM_INSN_CALL ? 0xE8 : len == SHORT ? 0xEB : 0xE9;
+	memcpy(out + 1, &distance, len - 1);
+	return EM_ARCH_ENCODED;
+}
+
+/* The condition of a jcc, by the low four bits of its opcode (Intel SDM vol. 1, appendix B). */
+static bool holds(unsigned condition, uint64_t flags)
+{
+	bool carry = flags & 1, parity = flags >> 2 & 1, zero = flags >> 6 & 1, sign = flags >> 7 & 1, overflow = flags >> 11 & 1;
+	const bool by_pair[8] = {overflow, carry, zero, carry || zero, sign, parity, sign != overflow, zero || sign != overflow};
+
+	return by_pair[condition >> 1] != (condition & 1);
+}
+
+static bool is_nop(const uint8_t *insn, size_t len)
+{
+	while (len > 2 && (insn[0] == 0x66 || insn[0] == 0x2E)) {
+		insn++;
+		len--;
+	}
+	return (len == 1 && insn[0] == 0x90) || (len == 2 && insn[0] == 0x66 && insn[1] == 0x90) ||
+	       (len > 2 && insn[0] == 0x0F && insn[1] == 0x1F && insn[2] < 0xC0);
+}
+
+static void push(struct em_frame *frame, uint64_t word)
+{
+	frame->sp -= sizeof word;
+	memcpy((void *)(uintptr_t)frame->sp, &word, sizeof word);
+}
+
+/* Plain forms only, without prefixes. A single step (TF) would not come to an end of an instruction. */
+static bool emulate(struct em_frame *frame, uint64_t site, const uint8_t *insn, size_t len, bool shadowed)
+{
+	uint64_t next = site + len;
+	int32_t near_distance = 0;
+	uint16_t dropped = 0;
+
+	if (frame->flags & EM_X86_64_TF)
+		return false;
+	if (len >= NEAR)
+		memcpy(&near_distance, insn + len - 4, sizeof near_distance);
+	if (is_nop(insn, len)) {
+		frame->ip = next;
+	} else if (len == SHORT && (insn[0] == 0xEB || (insn[0] & 0xF0) == 0x70)) {
+		frame->ip = next + (uint64_t)(insn[0] == 0xEB || holds(insn[0] & 0xF, frame->flags) ? (int8_t)insn[1] : 0);
+	} else if (len == NEAR && insn[0] == 0xE9) {
+		frame->ip = next + (uint64_t)(int64_t)near_distance;
+	} else if (len == NEAR + 1 && insn[0] == 0x0F && (insn[1] & 0xF0) == 0x80) {
+		frame->ip = next + (uint64_t)(int64_t)(holds(insn[1] & 0xF, frame->flags) ? near_distance : 0);
+	} else if (len == NEAR && insn[0] == 0xE8 && !shadowed) {
+		push(frame, next);
+		frame->ip = next + (uint64_t)(int64_t)near_distance;
+	} else if (((len == 1 && insn[0] == 0xC3) || (len == 3 && insn[0] == 0xC2)) && !shadowed) {
+		if (len == 3)
+			memcpy(&dropped, insn + 1, sizeof dropped);
+		memcpy(&frame->ip, (const void *)(uintptr_t)frame->sp, sizeof frame->ip);
+		frame->sp += sizeof frame->ip + dropped;
+	} else {
+		return false;
+	}
+	return true;
+}
+
+/* ---- live changes ---- */
+
+static bool is_one(const uint8_t *bytes, size_t len, struct em_arch_insn *out)
+{
+	return em_x86_64_decode(bytes, len, out) && out->length == len;
+}
+
+/*
+ * AMD lets code be changed by a store within an aligned quadword while it runs (APM vol. 2, 7.6.1); Intel only when whoever runs it
+ * serializes first (SDM vol. 3, 8.1.3), but for the first byte of a breakpoint, by which both go on.
+ */
+static enum em_arch_live live_change(uint64_t site, const uint8_t *old_bytes, const uint8_t *new_bytes, size_t len, bool memory,
+                                     bool whole)
+{
+	struct em_arch_insn old_insn, new_insn;
+	size_t first = 0, last = len;
+
+	if (!is_one(old_bytes, len, &old_insn) || !is_one(new_bytes, len, &new_insn))
+		return EM_ARCH_LIVE_NOT_ONE;
+	if (old_insn.resumes)
+		return EM_ARCH_LIVE_NEVER;
+	while (first < len - 1 && old_bytes[first] == new_bytes[first])
+		first++;
+	while (last > first + 1 && old_bytes[last - 1] == new_bytes[last - 1])
+		last--;
+	if (whole && (last - first == 1 || (memory && site / 8 == (site + len - 1) / 8)))
+		return EM_ARCH_LIVE_STORE;
+	return EM_ARCH_LIVE_BREAKPOINT;
+}
+
 /* ---- the table ---- */
 
 const struct em_arch em_arch_x86_64 = {
@@ -36,6 +167,11 @@ const struct em_arch em_arch_x86_64 = {
 	.trap_size = 1,
 	.branch_reach = (1ull << 31) - (1ull << 20), /* rel32, less a margin for the branch's own end */
 	.key_rights = key_rights,
+	.encode = encode,
+	.live_change = live_change,
+	.live_unit = 1,
+	.emulate = emulate,
+	.decode = em_x86_64_decode,
 	.fill_sync = EM_ARCH_SYNC_NONE,
 	.flush = NULL,
 	.fill_traps_past = em_x86_64_fill_traps_past,
@@ -43,4 +179,7 @@ const struct em_arch em_arch_x86_64 = {
 	.has_keys = em_x86_64_has_keys,
 	.read_rights = em_x86_64_read_rights,
 	.write_rights = em_x86_64_write_rights,
+	.sees_stores = em_x86_64_sees_stores,
+	.has_shadow_stack = em_x86_64_has_shadow_stack,
+	.serialize = em_x86_64_serialize,
 };

@@ -80,3 +80,40 @@ void em_x86_64_write_rights(uint64_t rights)
 	(void)rights;
 #endif
 }
+
+/* ---- live changes ---- */
+
+/* AMD and Hygon, whose cores are AMD's (insn.c, live_change). */
+bool em_x86_64_sees_stores(void)
+{
+#ifdef __x86_64__
+	unsigned a, name[3];
+
+	return __get_cpuid(0, &a, &name[0], &name[2], &name[1]) &&
+	       (__builtin_memcmp(name, "AuthenticAMD", sizeof name) == 0 || __builtin_memcmp(name, "HygonGenuine", sizeof name) == 0);
+#else
+	return false;
+#endif
+}
+
+/* RDSSPQ leaves its register as it was where there is none (Intel SDM vol. 2, RDSSPD/RDSSPQ); as bytes, for older assemblers. */
+bool em_x86_64_has_shadow_stack(void)
+{
+	uint64_t top = 0;
+
+#ifdef __x86_64__
+	__asm__ volatile(".byte 0xf3, 0x48, 0x0f, 0x1e, 0xc8" : "+a"(top)); /* rdsspq rax */
+#endif
+	return top != 0;
+}
+
+/* Code was changed through another address than it is run at (Intel SDM vol. 3, 8.1.3). CPUID serializes; it costs microseconds in a
+ * virtual machine. */
+void em_x86_64_serialize(void)
+{
+#ifdef __x86_64__
+	unsigned leaf = 0;
+
+	__asm__ volatile("cpuid" : "+a"(leaf) : : "ebx", "ecx", "edx", "memory");
+#endif
+}
