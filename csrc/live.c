@@ -62,7 +62,12 @@ static void store_whole(const struct change *c, const struct em_live_site *site,
 	const uint8_t *bytes = aim(c, site);
 	uint32_t first = 0, last = site->len - 1u, unit = c->live->arch->live_unit;
 	uint8_t *start;
-	uint64_t word = 0;
+	union {
+		uint8_t bytes[8];
+		uint16_t two;
+		uint32_t four;
+		uint64_t eight;
+	} word;
 
 	while (first < last && site->old_bytes[first] == site->new_bytes[first])
 		first++;
@@ -71,17 +76,17 @@ static void store_whole(const struct change *c, const struct em_live_site *site,
 	while (unit < 8 && (site->at + first) / unit != (site->at + last) / unit)
 		unit *= 2;
 	start = to + first - (site->at + first) % unit;
-	memcpy(&word, start, unit);
+	memcpy(word.bytes, start, unit);
 	for (uint32_t i = first; i <= last; i++)
-		((uint8_t *)&word)[to + i - start] = bytes[i];
+		word.bytes[to + i - start] = bytes[i];
 	if (unit == 1)
-		__atomic_store_n(start, *(uint8_t *)&word, __ATOMIC_RELEASE);
+		__atomic_store_n(start, word.bytes[0], __ATOMIC_RELEASE);
 	else if (unit == 2)
-		__atomic_store_n((uint16_t *)(void *)start, *(uint16_t *)(void *)&word, __ATOMIC_RELEASE);
+		__atomic_store_n((uint16_t *)(void *)start, word.two, __ATOMIC_RELEASE);
 	else if (unit == 4)
-		__atomic_store_n((uint32_t *)(void *)start, *(uint32_t *)(void *)&word, __ATOMIC_RELEASE);
+		__atomic_store_n((uint32_t *)(void *)start, word.four, __ATOMIC_RELEASE);
 	else
-		__atomic_store_n((uint64_t *)(void *)start, word, __ATOMIC_RELEASE);
+		__atomic_store_n((uint64_t *)(void *)start, word.eight, __ATOMIC_RELEASE);
 }
 
 /* Writes bytes [from, to) of a site. */

@@ -143,7 +143,7 @@ uint32_t em_sys_thread(void);                             /* the kernel's number
 
 /* What sys_fault.c and sys_trap.c do for each other; they know signal.h's types, which are void here. */
 bool em_sys_trap_took(void *info, void *context);        /* a breakpoint of ours, and what came of it is done */
-bool em_sys_fault_is_reporter(const void *action); /* the reporter's handler, with all signals blocked: it asks the above first */
+bool em_sys_fault_is_reporter(const void *action); /* with other signals blocked: it asks the above first */
 /* Does what was there before us; `spent`: that was to run once, and has. */
 void em_sys_fault_pass_on(const void *action, _Atomic bool *spent, void *info, void *context);
 

@@ -4,8 +4,9 @@
  *                       --> a site that was one until a moment ago?  it tries again
  *                       --> else whoever handled the signal before
  *
- * All of it is async-signal-safe, as in sys_fault.c. The handler runs with all signals blocked, so that no other handler runs into a
- * breakpoint while SIGTRAP is blocked, which would end the process. Who else handles SIGTRAP may come after us, without calling us
+ * All of it is async-signal-safe, as in sys_fault.c. The handler runs with all other signals blocked, so that no handler of theirs runs into
+ * a breakpoint in the middle of it. SIGTRAP itself is never blocked, here or by the writer: when a debugger steps a thread that blocks it,
+ * the kernel takes its handler away. Who else handles SIGTRAP may come after us, without calling us
  * from then on, or calling us for what it does not know. Before each use it is looked who is in front; if it is not us, we go there again.
  * To be called in a circle by somebody who calls us is avoided by having many handlers, each with a predecessor for good.
  */
@@ -228,7 +229,7 @@ static bool is_ours_in_front(const struct sigaction *action)
 
 static int go_in_front(void)
 {
-	struct sigaction now, mine = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+	struct sigaction now, mine = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
 
 	if (sigaction(SIGTRAP, NULL, &now) < 0)
 		return -errno;
@@ -241,6 +242,7 @@ static int go_in_front(void)
 	mine.sa_sigaction = handlers[fronts_used];
 	mine.sa_flags |= now.sa_flags & SA_RESTART;
 	sigfillset(&mine.sa_mask);
+	sigdelset(&mine.sa_mask, SIGTRAP);
 	if (sigaction(SIGTRAP, &mine, NULL) < 0)
 		return -errno;
 	fronts_used++;
@@ -251,14 +253,14 @@ static int go_in_front(void)
 
 int em_sys_traps_on(const struct em_sys_traps *traps)
 {
-	uint64_t all = ~0ull;
+	uint64_t others = ~(1ull << (SIGTRAP - 1));
 	int err = em_sys_scripted("trap");
 
 	if (err || !HAS_TRAPS)
 		return err ? err : -EOPNOTSUPP;
 	em_sys_lock(&trap_lock);
-	/* A handler of the caller's could run into what the caller is at, and would wait for ever. */
-	(void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &masked, sizeof all);
+	/* A handler of the caller's could run into what the caller is at, and would wait for ever. SIGTRAP: see above. */
+	(void)syscall(SYS_rt_sigprocmask, SIG_BLOCK, &others, &masked, sizeof others);
 	err = go_in_front();
 	if (err < 0) {
 		(void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &masked, NULL, sizeof masked);

@@ -12,6 +12,7 @@ is free holds traps.
 Audit events (``sys.addaudithook``): ``execmem.alloc`` (number of the domain, size, align), ``execmem.fill`` (address,
 length; the address is None when the block is made in the same call), ``execmem.free`` (address). A batch raises one of
 each, with sizes summed and addresses as an array. ``execmem.seal`` (number of the domain).
+``execmem.poke`` (address, length).
 """
 
 from execmem.domain import Block, Blocks, Domain, Stats, default_domain
@@ -57,6 +58,7 @@ from execmem.memory import (
     report_faults,
     sync,
 )
+from execmem.site import encode, execmem_poke, execmem_poke_many
 
 __all__ = [
     "LIBC",
@@ -94,6 +96,7 @@ __all__ = [
     "UnsupportedError",
     "arch",
     "default_domain",
+    "encode",
     "execmem_alloc",
     "execmem_alloc_many",
     "execmem_fill",
@@ -101,6 +104,8 @@ __all__ = [
     "execmem_free",
     "execmem_free_many",
     "execmem_place_many",
+    "execmem_poke",
+    "execmem_poke_many",
     "find",
     "probe",
     "report_faults",

@@ -57,17 +57,8 @@ from execmem.errors import (
 )
 from execmem.function import Function
 from execmem.ledger import GATE, Hold, View, hide, tell_holders
-from execmem.memory import (
-    NULL,
-    VOID_P,
-    WORD,
-    WORD_MAX,
-    parse_bytes,
-    to_bytes,
-    to_kind,
-    to_name,
-    to_size,
-)
+from execmem.memory import NULL, VOID_P, WORD, WORD_MAX, parse_bytes, to_bytes, to_kind, to_name, to_size
+from execmem.site import poke_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -170,6 +161,8 @@ class Block(BlockBase):
         del hold
         if code:
             raise_last(code)
+
+    poke = poke_block
 
     @property
     def view(self) -> npt.NDArray[np.uint8]:

@@ -240,7 +240,7 @@ def bookkeeping_is_pure(tree: Tree) -> list[str]:
 
 # Lowest first. A module may import what stands before it. "execmem" is the front page.
 MODULES: Final = (
-    *("_core", "errors", "ledger", "memory", "hardening", "function", "domain", "patch", "object", "execmem"),
+    *("_core", "errors", "ledger", "memory", "hardening", "site", "function", "domain", "patch", "object", "execmem"),
     *("draw", "demo_code", "demo", "soak", "cli", "__main__"),
 )
 

@@ -104,9 +104,9 @@ void site_change(struct site *s, int variant)
 	site_begin(s, variant);
 	do {
 		err = execmem_poke(s->at, s->kind->bytes[s->now], s->kind->bytes[variant], (size_t)s->kind->len);
-		if (err == EXECMEM_EFORKED)
+		if (err)
 			usleep(1000);
-	} while (err == EXECMEM_EFORKED);
+	} while (err == EXECMEM_EFORKED || err == EXECMEM_EBUSY);
 	EXPECT(err == 0);
 	EXPECT(memcmp(s->at, s->kind->bytes[variant], (size_t)s->kind->len) == 0);
 	site_end(s, variant, true);
@@ -130,9 +130,9 @@ void site_change_all(struct site *sites, int count, uint64_t *seed)
 		site_begin(&sites[i], (sites[i].now + 1) % sites[i].kind->variants);
 	do {
 		err = execmem_poke_batch(batch, (size_t)count);
-		if (err == EXECMEM_EFORKED)
+		if (err)
 			usleep(1000);
-	} while (err == EXECMEM_EFORKED);
+	} while (err == EXECMEM_EFORKED || err == EXECMEM_EBUSY);
 	EXPECT(err == 0);
 	for (int i = 0; i < count; i++)
 		site_end(&sites[i], (sites[i].now + 1) % sites[i].kind->variants, true);

@@ -34,7 +34,7 @@ void site_check(struct site *site);
 /* What is to become of it, between site_begin and site_end; `done` false: nothing came of it. */
 void site_begin(struct site *site, int variant);
 void site_end(struct site *site, int variant, bool done);
-/* Changes it, or (EFORKED) tries again until children are gone. */
+/* Changes it; tries again until children are gone (EFORKED), and while threads get no turn to be stopped on a busy machine (EBUSY). */
 void site_change(struct site *site, int variant);
 /* The same for many at once, variant v + 1 for each. */
 void site_change_all(struct site *sites, int count, uint64_t *seed);
