@@ -80,6 +80,7 @@ bench-run: $(BENCH)
 	$(PY) benchmarks/python_layer.py --out benchmarks/results/python.json
 	$(PY) benchmarks/hardening.py --out benchmarks/results/hardening.json
 	$(PY) benchmarks/forks.py --out benchmarks/results/forks.json
+	$(PY) benchmarks/poke.py --out benchmarks/results/poke.json
 
 bench-table: build
 	$(PY) benchmarks/run.py --table
@@ -170,13 +171,13 @@ tsan: $(filter %/test_threads %/test_batch %/test_core,$(programs_tsan))
 # memcheck reads code once unless told that it changes under it. EXECMEM_TEST_SHORT asks the programs for fewer rounds. It runs one
 # thread at a time, and one that spins for another's lock till its turn is over: programs with threads are for asan. It also makes the
 # frames of signal handlers itself, without what the CPU told: so is the reporter's program. It does not know mseal: so is the one of
-# sealing. The pairs of refusals would take too long.
+# sealing. Nor would it see code change under a thread. The pairs of refusals would take too long.
 #
 # Leaks are not looked for where processes fork: memcheck does that whenever one ends, in all memory that is mapped. That is the whole
 # address space of each inherited ledger, gigabytes of holes: half a minute a child, in which the test's alarm rings.
 MEMCHECK := EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1
 valgrind: $(programs_debug)
-	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs,$^),$(MEMCHECK) \
+	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_trap,$^),$(MEMCHECK) \
 		--leak-check=full --errors-for-leak-kinds=definite)
 	$(call run_each,$(filter %/test_fork_edges,$^),$(MEMCHECK) --leak-check=no)
 

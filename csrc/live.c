@@ -9,8 +9,8 @@
 
 /* ---- which way ---- */
 
-/* Whether this CPU's manual lets code be changed by a store while it runs: asked once, for it may cost microseconds. */
-static bool sees_stores(const struct em_arch *arch)
+/* Asked of the CPU once, for it may cost microseconds. */
+bool em_live_may_store(const struct em_arch *arch)
 {
 	static _Atomic int known; /* 0: not asked yet */
 	int now = atomic_load_explicit(&known, memory_order_relaxed);
@@ -27,9 +27,22 @@ static bool has_memory(int mode)
 	return mode == EXECMEM_MODE_ALIAS || mode == EXECMEM_MODE_PKEY;
 }
 
-enum em_arch_live em_live_way(const struct em_map *map, const struct em_arch *arch, const struct em_live_site *site)
+bool em_live_look(const struct em_live *live, bool may_store, struct em_live_site *site)
 {
-	return arch->live_change(site->at, site->old_bytes, site->new_bytes, site->len, has_memory(map->mode), sees_stores(arch));
+	uint64_t was[2], is[2];
+
+	memcpy(was, site->old_bytes, sizeof was);
+	memcpy(is, site->new_bytes, sizeof is);
+	was[0] ^= is[0];
+	was[1] ^= is[1];
+	site->from = site->to = 0;
+	if (was[0] | was[1]) { /* the CPU is little-endian, as every one of the rooms */
+		site->from = (uint8_t)(was[0] ? em_ctz(was[0]) / 8 : 8 + em_ctz(was[1]) / 8);
+		site->to = (uint8_t)((was[1] ? 8 + em_log2(was[1]) / 8 : em_log2(was[0]) / 8) + 1);
+	}
+	site->how = (uint8_t)live->arch->live_change(site->at, site->old_bytes, site->new_bytes, site->len, has_memory(live->map->mode),
+	                                             may_store);
+	return site->from < site->to;
 }
 
 /* ---- writing ---- */
@@ -44,6 +57,7 @@ struct change {
 	size_t touched; /* and those before this one may hold something else than the old bytes */
 	bool back;
 	struct em_map_door door;
+	uint8_t traps[EM_LIVE_BYTES];
 };
 
 static const uint8_t *aim(const struct change *c, const struct em_live_site *site)
@@ -53,6 +67,7 @@ static const uint8_t *aim(const struct change *c, const struct em_live_site *sit
 
 static int open_door(struct change *c, const struct em_live_site *site)
 {
+	c->live->arch->fill_traps(c->traps, c->live->arch->trap_size);
 	return em_map_open_door(c->live->map, EXECMEM_TEXT, 0, site->extent, site->extent_size, &c->door);
 }
 
@@ -60,7 +75,7 @@ static int open_door(struct change *c, const struct em_live_site *site)
 static void store_whole(const struct change *c, const struct em_live_site *site, uint8_t *to)
 {
 	const uint8_t *bytes = aim(c, site);
-	uint32_t first = 0, last = site->len - 1u, unit = c->live->arch->live_unit;
+	uint32_t unit = c->live->arch->live_unit, first = site->from, last = site->to - 1u;
 	uint8_t *start;
 	union {
 		uint8_t bytes[8];
@@ -69,10 +84,6 @@ static void store_whole(const struct change *c, const struct em_live_site *site,
 		uint64_t eight;
 	} word;
 
-	while (first < last && site->old_bytes[first] == site->new_bytes[first])
-		first++;
-	while (last > first && site->old_bytes[last] == site->new_bytes[last])
-		last--;
 	while (unit < 8 && (site->at + first) / unit != (site->at + last) / unit)
 		unit *= 2;
 	start = to + first - (site->at + first) % unit;
@@ -89,73 +100,110 @@ static void store_whole(const struct change *c, const struct em_live_site *site,
 		__atomic_store_n((uint64_t *)(void *)start, word.eight, __ATOMIC_RELEASE);
 }
 
-/* Writes bytes [from, to) of a site. */
-static int write_bytes(const struct change *c, const struct em_live_site *site, const uint8_t *bytes, uint32_t from, uint32_t to)
-{
-	uint64_t offset = site->at - (uintptr_t)c->live->map->window + from;
-	size_t done;
-
-	if (from >= to)
-		return 0;
-	if (!c->door.memory)
-		return em_sys_write(c->door.fd, bytes + from, to - from, c->door.at + offset, &done);
-	if (to - from == 1)
-		__atomic_store_n(c->door.memory + offset, bytes[from], __ATOMIC_RELEASE);
-	else
-		memcpy(c->door.memory + offset, bytes + from, to - from);
-	return 0;
-}
-
-/* A byte that a store changes alone, where the kernel writes. */
-static int write_changed(const struct change *c, const struct em_live_site *site)
-{
-	uint32_t from = 0, to = site->len;
-
-	if (c->door.memory) {
-		store_whole(c, site, c->door.memory + (site->at - (uintptr_t)c->live->map->window));
-		return 0;
-	}
-	while (from < to && site->old_bytes[from] == site->new_bytes[from])
-		from++;
-	while (to > from && site->old_bytes[to - 1] == site->new_bytes[to - 1])
-		to--;
-	return write_bytes(c, site, aim(c, site), from, to);
-}
-
-static int write_part(const struct change *c, const struct em_live_site *site, enum part part)
+/* Which bytes of a site a part concerns, [*from, *to), and what they are to be. */
+EM_HOT const uint8_t *part_of(const struct change *c, const struct em_live_site *site, enum part part, uint32_t *from, uint32_t *to)
 {
 	uint32_t size = c->live->arch->trap_size;
-	uint8_t traps[EM_ARCH_INSN_MAX];
+	bool stored = site->how == EM_ARCH_LIVE_STORE;
 
-	if (part == PART_ALL)
-		return write_bytes(c, site, aim(c, site), 0, site->len);
-	if (site->how == EM_ARCH_LIVE_STORE)
-		return part == PART_HEAD ? write_changed(c, site) : 0;
-	if (part == PART_TAIL)
-		return write_bytes(c, site, aim(c, site), size, site->len);
-	if (part == PART_HEAD)
-		return write_bytes(c, site, aim(c, site), 0, size);
-	c->live->arch->fill_traps(traps, size);
-	return write_bytes(c, site, traps, 0, size);
+	*from = site->from;
+	*to = site->to;
+	if (part == PART_ALL || (part == PART_HEAD && stored))
+		return aim(c, site);
+	if (stored) {
+		*to = *from;
+	} else if (part == PART_TAIL) {
+		*from = *from > size ? *from : size;
+		*to = *to > *from ? *to : *from;
+	} else { /* a breakpoint lies over the head, or is to */
+		*from = 0;
+		*to = size;
+	}
+	return part == PART_TRAP ? c->traps : aim(c, site);
+}
+
+static void write_memory(const struct change *c, const struct em_live_site *site, enum part part)
+{
+	uint8_t *to = c->door.memory + (site->at - (uintptr_t)c->live->map->window);
+	uint32_t from, end;
+	const uint8_t *bytes = part_of(c, site, part, &from, &end);
+
+	if (part == PART_HEAD && site->how == EM_ARCH_LIVE_STORE)
+		store_whole(c, site, to);
+	else if (end - from == 1)
+		__atomic_store_n(to + from, bytes[from], __ATOMIC_RELEASE);
+	else if (from < end)
+		memcpy(to + from, bytes + from, end - from);
+}
+
+/*
+ * Where the kernel writes, a call costs more than some hundred bytes: sites that lie near each other are written at once, and what is
+ * between them again as it is. Nobody else changes that meanwhile, for the shard is locked, and a byte that is written as it was is no
+ * change to who runs it.
+ */
+enum { STAGE = 2048, NEAR = 512 };
+
+struct stage {
+	uint64_t start; /* the address of the first of them */
+	size_t used;
+	uint8_t bytes[STAGE];
+};
+
+static int flush_stage(const struct change *c, struct stage *stage)
+{
+	size_t done, used = stage->used;
+
+	stage->used = 0;
+	return used ? em_sys_write(c->door.fd, stage->bytes, used, c->door.at + (stage->start - (uintptr_t)c->live->map->window), &done)
+	            : 0;
+}
+
+static int stage_part(const struct change *c, const struct em_live_site *site, enum part part, struct stage *stage)
+{
+	uint32_t from, to;
+	const uint8_t *bytes = part_of(c, site, part, &from, &to);
+	uint64_t at = site->at + from, gap = at - (stage->start + stage->used);
+	int err = 0;
+
+	if (from == to)
+		return 0;
+	if (stage->used && (gap > NEAR || stage->used + gap + (to - from) > STAGE))
+		err = flush_stage(c, stage);
+	if (stage->used == 0) {
+		stage->start = at;
+		gap = 0;
+	}
+	memcpy(stage->bytes + stage->used, (const void *)(uintptr_t)(at - gap), gap);
+	memcpy(stage->bytes + stage->used + gap, bytes + from, to - from);
+	stage->used += gap + (to - from);
+	return err;
 }
 
 /* Through an open door. On the way back every site is tried. */
 static int write_all(struct change *c, size_t from, size_t to, enum part part)
 {
 	const struct em_live *live = c->live;
-	int err = 0;
+	struct stage stage;
+	int err = 0, failed;
+
+	stage.used = 0;
 
 	for (size_t i = from; i < to && (err == 0 || c->back); i++) {
 		const struct em_live_site *site = &live->sites[i];
-		int failed;
 
 		if (!c->back && c->touched <= i)
 			c->touched = i + 1;
-		failed = write_part(c, site, part);
-		if (live->arch->flush)
-			live->arch->flush((void *)(uintptr_t)site->at, site->len);
-		err = err ? err : failed;
+		if (c->door.memory) {
+			write_memory(c, site, part);
+		} else {
+			failed = stage_part(c, site, part, &stage);
+			err = err ? err : failed;
+		}
 	}
+	failed = err == 0 || c->back ? flush_stage(c, &stage) : 0;
+	err = err ? err : failed;
+	for (size_t i = from; i < to && live->arch->flush; i++)
+		live->arch->flush((void *)(uintptr_t)live->sites[i].at, live->sites[i].len);
 	return err;
 }
 
@@ -191,15 +239,9 @@ static int synchronise(const struct change *c)
 
 static bool tails_differ(const struct change *c)
 {
-	uint32_t size = c->live->arch->trap_size;
-
-	for (size_t i = 0; i < c->count; i++) {
-		const struct em_live_site *site = &c->live->sites[i];
-
-		if (site->how == EM_ARCH_LIVE_BREAKPOINT && site->len > size &&
-		    memcmp(site->old_bytes + size, site->new_bytes + size, site->len - size) != 0)
+	for (size_t i = 0; i < c->count; i++)
+		if (c->live->sites[i].how == EM_ARCH_LIVE_BREAKPOINT && c->live->sites[i].to > c->live->arch->trap_size)
 			return true;
-	}
 	return false;
 }
 

@@ -19,13 +19,16 @@
 #include "base.h"
 #include "map.h"
 
+enum { EM_LIVE_BYTES = 16 };
+
 struct em_live_site {
 	uint64_t at; /* the first: sys_trap.c searches by it */
 	uint64_t extent, extent_size; /* as in poke.h, */
 	uint64_t index;               /* and for the caller */
 	uint8_t len;
-	uint8_t how; /* enum em_arch_live */
-	uint8_t old_bytes[EM_ARCH_INSN_MAX], new_bytes[EM_ARCH_INSN_MAX];
+	uint8_t how;                     /* enum em_arch_live */
+	uint8_t from, to;                /* the bytes that differ, [from, to) */
+	uint8_t old_bytes[EM_LIVE_BYTES], new_bytes[EM_LIVE_BYTES]; /* zeros behind the end */
 };
 
 struct em_live {
@@ -36,8 +39,10 @@ struct em_live {
 	bool (*owns)(uint64_t address); /* for signal handlers; code there is changed by this library alone */
 };
 
-/* How the site's bytes can be changed in this write mode. */
-enum em_arch_live em_live_way(const struct em_map *map, const struct em_arch *arch, const struct em_live_site *site);
+/* Whether the CPU's manual lets code be changed by a store while it runs. */
+bool em_live_may_store(const struct em_arch *arch);
+/* Finds out which bytes of a site differ, and how they can be changed in this write mode. False: none does. */
+bool em_live_look(const struct em_live *live, bool may_store, struct em_live_site *site);
 /* Changes all, each in its way, which is one of the three. The caller holds the locks of the shards. An error: they are as they were, or
  * its text tells which could not be put back. */
 int em_live_change(const struct em_live *live);

@@ -9,12 +9,18 @@
 
 enum { FEW = 4 }; /* sites for which no memory is asked */
 
+struct key { /* what is sorted */
+	uint64_t at, index;
+};
+
 struct poke {
 	execmem_domain *d;
 	struct em_shard *one; /* this shard is locked; NULL: all of the domain's */
 	struct em_live_site *sites;
 	size_t count;
+	struct key *keys;
 	struct em_live_site few[FEW];
+	struct key few_keys[FEW]; /* sorted in place */
 };
 
 static int at_index(int err, uint64_t index)
@@ -25,7 +31,62 @@ static int at_index(int err, uint64_t index)
 
 /* ---- what is given ---- */
 
-/* Copies: nobody changes the bytes after they were looked at. */
+static void sort_few(struct key *keys, size_t count)
+{
+	for (size_t i = 1; i < count; i++) {
+		struct key key = keys[i];
+		size_t to = i;
+
+		for (; to > 0 && keys[to - 1].at > key.at; to--)
+			keys[to] = keys[to - 1];
+		keys[to] = key;
+	}
+}
+
+/* By the bytes of the address that are not alike, the lowest first: sites of a pack differ in three. */
+static void sort_many(struct key *keys, struct key *spare, size_t count)
+{
+	struct key *from = keys, *to = spare, *was;
+	uint64_t differ = 0;
+
+	for (size_t i = 1; i < count; i++)
+		differ |= keys[i].at ^ keys[0].at;
+	for (unsigned shift = 0; shift < 64; shift += 8) {
+		uint32_t starts[257] = {0};
+
+		if ((differ >> shift & 0xFF) == 0)
+			continue;
+		for (size_t i = 0; i < count; i++)
+			starts[(from[i].at >> shift & 0xFF) + 1]++;
+		for (unsigned digit = 1; digit < 256; digit++)
+			starts[digit] += starts[digit - 1];
+		for (size_t i = 0; i < count; i++)
+			to[starts[from[i].at >> shift & 0xFF]++] = from[i];
+		was = from;
+		from = to;
+		to = was;
+	}
+	if (from != keys)
+		memcpy(keys, from, count * sizeof *keys);
+}
+
+/* Copies an instruction, zeros behind it; not by a call, which takes longer than the copy. */
+static void copy(uint8_t out[EM_LIVE_BYTES], const uint8_t *from, size_t len)
+{
+	memset(out, 0, EM_LIVE_BYTES);
+	if (len >= 8) {
+		memcpy(out, from, 8);
+		memcpy(out + len - 8, from + len - 8, 8);
+	} else if (len >= 4) {
+		memcpy(out, from, 4);
+		memcpy(out + len - 4, from + len - 4, 4);
+	} else {
+		for (size_t i = 0; i < len; i++)
+			out[i] = from[i];
+	}
+}
+
+/* Nobody changes the bytes after they were looked at. */
 static int take_site(const execmem_poke_site *given, uint64_t index, struct em_live_site *out)
 {
 	if (!given->old_bytes || !given->new_bytes)
@@ -33,32 +94,34 @@ static int take_site(const execmem_poke_site *given, uint64_t index, struct em_l
 	if (given->len == 0 || given->len > EXECMEM_SITE_MAX)
 		return em_error_set(EXECMEM_EINVAL, "an instruction has 1 to %d bytes; %llu were given.", EXECMEM_SITE_MAX,
 		                    (unsigned long long)given->len);
-	*out = (struct em_live_site){.at = (uintptr_t)given->site, .index = index, .len = (uint8_t)given->len};
-	memcpy(out->old_bytes, given->old_bytes, given->len);
-	memcpy(out->new_bytes, given->new_bytes, given->len);
+	out->at = (uintptr_t)given->site;
+	out->index = index;
+	out->len = (uint8_t)given->len;
+	copy(out->old_bytes, given->old_bytes, given->len);
+	copy(out->new_bytes, given->new_bytes, given->len);
 	return 0;
 }
 
-static int by_address(const void *a, const void *b)
-{
-	const struct em_live_site *left = a, *right = b;
-
-	return (left->at > right->at) - (left->at < right->at);
-}
-
+/* The keys lie behind the sites, and as many spare ones behind them. */
 static int take_sites(struct poke *p, const execmem_poke_site *given)
 {
+	struct key *keys = p->keys;
 	bool sorted = true;
 
 	for (size_t i = 0; i < p->count; i++) {
-		int err = take_site(&given[i], i, &p->sites[i]);
+		keys[i] = (struct key){(uintptr_t)given[i].site, i};
+		sorted &= i == 0 || keys[i - 1].at <= keys[i].at;
+	}
+	if (!sorted && p->count <= 16)
+		sort_few(keys, p->count);
+	else if (!sorted)
+		sort_many(keys, keys + p->count, p->count);
+	for (size_t i = 0; i < p->count; i++) {
+		int err = take_site(&given[keys[i].index], keys[i].index, &p->sites[i]);
 
 		if (err < 0)
-			return at_index(err, i);
-		sorted &= i == 0 || p->sites[i - 1].at < p->sites[i].at;
+			return at_index(err, keys[i].index);
 	}
-	if (!sorted)
-		qsort(p->sites, p->count, sizeof p->sites[0], by_address);
 	for (size_t i = 1; i < p->count; i++)
 		if (p->sites[i].at - p->sites[i - 1].at < p->sites[i - 1].len)
 			return at_index(em_error_set(EXECMEM_EINVAL, "sites %llu, at %#llx, and %llu, at %#llx, overlap.",
@@ -195,17 +258,19 @@ static int refuse_way(const struct em_live_site *site)
 		(unsigned long long)site->at, before, after);
 }
 
-/* 0: the site can be changed, by its `how`. */
-static int check(const struct poke *p, struct em_live_site *site, struct em_place *at)
+/* 0: the site can be changed, by its `how`; 1: it stays as it is. */
+static int check(const struct poke *p, const struct em_live *live, bool may_store, struct em_live_site *site, struct em_place *at)
 {
 	int err = find_block(p, site, at);
+	uint8_t there[EM_LIVE_BYTES];
 
 	if (err < 0)
 		return err;
-	if (memcmp((const void *)(uintptr_t)site->at, site->old_bytes, site->len) != 0)
+	copy(there, (const uint8_t *)(uintptr_t)site->at, site->len);
+	if (memcmp(there, site->old_bytes, sizeof there) != 0)
 		return refuse_bytes(site);
-	site->how = (uint8_t)em_live_way(&p->d->map, p->d->arch, site);
-	return site->how > EM_ARCH_LIVE_STOPPED ? refuse_way(site) : 0;
+	err = !em_live_look(live, may_store, site);
+	return site->how > EM_ARCH_LIVE_STOPPED ? refuse_way(site) : err;
 }
 
 /* ---- the calls ---- */
@@ -215,33 +280,22 @@ static bool owns(uint64_t address)
 	return em_domain_at(address) != NULL;
 }
 
-/* Those whose bytes stay as they are need nothing done. */
-static size_t drop_equal(const struct poke *p)
-{
-	size_t left = 0;
-
-	for (size_t i = 0; i < p->count; i++) {
-		const struct em_live_site *site = &p->sites[i];
-
-		if (memcmp(site->old_bytes, site->new_bytes, site->len) != 0)
-			p->sites[left++] = *site;
-	}
-	return left;
-}
-
 static int change(const struct poke *p)
 {
 	struct em_live live = {.map = &p->d->map, .arch = p->d->arch, .sites = p->sites, .owns = owns};
 	struct em_place at = {0};
 	uint32_t ms = em_domain_ms(p->d);
+	bool may_store = em_live_may_store(p->d->arch);
 	int err;
 
 	for (size_t i = 0; i < p->count; i++) {
-		err = check(p, &p->sites[i], &at);
+		err = check(p, &live, may_store, &p->sites[i], &at);
 		if (err < 0)
 			return at_index(err, p->sites[i].index);
+		if (live.count < i)
+			p->sites[live.count] = p->sites[i];
+		live.count += err == 0;
 	}
-	live.count = drop_equal(p);
 	err = live.count > 0 ? em_live_change(&live) : 0;
 	for (size_t i = 0; i < live.count && err == 0; i++) {
 		struct em_shard *s = shard_at(p, p->sites[i].at);
@@ -251,18 +305,34 @@ static int change(const struct poke *p)
 	return err;
 }
 
+/* Sites, keys, and as many spare keys, in one piece; few need none. */
+static int take_memory(struct poke *p)
+{
+	const size_t each = sizeof *p->sites + 2 * sizeof *p->keys;
+
+	p->sites = p->few;
+	p->keys = p->few_keys;
+	if (p->count <= FEW)
+		return 0;
+	p->sites = p->count <= UINT32_MAX / each ? malloc(p->count * each) : NULL;
+	if (!p->sites)
+		return em_error_set(EXECMEM_ENOMEM, "out of memory for a batch of %llu sites.", (unsigned long long)p->count);
+	p->keys = (struct key *)(void *)(p->sites + p->count);
+	return 0;
+}
+
 int execmem_poke_batch(const execmem_poke_site *sites, size_t count)
 {
-	struct poke p = {.count = count};
+	struct poke p;
 	int err;
 
 	if (count == 0)
 		return 0;
 	if (!sites)
 		return em_error_null("sites");
-	p.sites = count <= FEW ? p.few : count < SIZE_MAX / sizeof *p.sites ? malloc(count * sizeof *p.sites) : NULL;
-	if (!p.sites)
-		return em_error_set(EXECMEM_ENOMEM, "out of memory for a batch of %llu sites.", (unsigned long long)count);
+	p.count = count;
+	if (take_memory(&p) < 0)
+		return execmem_error_code();
 	err = take_sites(&p, sites);
 	err = err < 0 ? err : enter(&p);
 	if (err == 0) {

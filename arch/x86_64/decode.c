@@ -236,15 +236,41 @@ static char read_vector(struct reader *r, uint8_t escape, unsigned *map, uint8_t
 	return in_vector_map(*map, *opcode, escape == 0x62);
 }
 
+/* Most instructions that are changed are an opcode with nothing or a number behind it, without prefixes. */
+static uint8_t length_of_plain(uint8_t opcode)
+{
+	switch (opcode == 0xCD ? 'x' : one_byte[opcode]) {
+	case '.':
+		return 1;
+	case 'j':
+	case 'b':
+		return 2;
+	case 'J':
+	case 'z':
+	case 'v':
+		return 5;
+	default:
+		return 0;
+	}
+}
+
 bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out)
 {
 	struct reader r = {.at = code, .len = len < LONGEST ? (uint32_t)len : LONGEST};
-	uint8_t opcode = read_prefixes(&r), modrm = 0;
-	bool vector = opcode == 0xC4 || opcode == 0xC5 || opcode == 0x62;
+	uint8_t opcode, modrm = 0;
+	bool vector;
 	unsigned map = 0;
 	char what;
 
-	*out = (struct em_arch_insn){0};
+	*out = (struct em_arch_insn){.length = len > 0 ? length_of_plain(r.at[0]) : 0};
+	if (out->length > 0) {
+		out->branches = one_byte[r.at[0]] == 'j' || one_byte[r.at[0]] == 'J';
+		out->distance_at = out->branches;
+		out->distance_size = out->branches ? out->length - 1 : 0;
+		return out->length <= len;
+	}
+	opcode = read_prefixes(&r);
+	vector = opcode == 0xC4 || opcode == 0xC5 || opcode == 0x62;
 	if (vector) {
 		what = read_vector(&r, opcode, &map, &opcode);
 	} else if (opcode != 0x0F) {

