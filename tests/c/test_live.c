@@ -54,6 +54,16 @@ static const struct way {
 	{"without membarrier", "store=F* sync=F*", true},
 };
 
+/* EXECMEM_TEST_TELL: says what comes next, for machines that are slow. */
+static void begin(const char *what, int mode, const struct way *way)
+{
+	snprintf(test_context, sizeof test_context, "%s in mode %s, %s", what, execmem_mode_name(mode), way->name);
+	if (getenv("EXECMEM_TEST_TELL")) {
+		puts(test_context);
+		fflush(stdout);
+	}
+}
+
 static void stress(int mode, const struct way *way, int amount)
 {
 	bool slow = way->slow || mode == EXECMEM_MODE_FLIP;
@@ -62,7 +72,7 @@ static void stress(int mode, const struct way *way, int amount)
 	amount = slow ? amount / 50 + 1 : amount;
 	singles = amount / 10 + 1;
 	batches = amount / BATCH + 1;
-	snprintf(test_context, sizeof test_context, "mode %s, %s", execmem_mode_name(mode), way->name);
+	begin("changes", mode, way);
 	open_domain(mode);
 	place_sites(SINGLES);
 	execmem_test_script(way->script);
@@ -116,7 +126,7 @@ static void disturbed(int mode, const struct way *way, int amount)
 	struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART}, before;
 	struct itimerval often = {{0, 300}, {0, 300}}, never = {{0, 0}, {0, 0}};
 
-	snprintf(test_context, sizeof test_context, "disturbed in mode %s, %s", execmem_mode_name(mode), way->name);
+	begin("changes with signals and forks", mode, way);
 	open_domain(mode);
 	place_sites(SINGLES);
 	execmem_test_script(way->script);
@@ -178,7 +188,7 @@ static void crowd(int mode, const struct way *way, int amount)
 {
 	pthread_t threads[3];
 
-	snprintf(test_context, sizeof test_context, "a crowd in mode %s, %s", execmem_mode_name(mode), way->name);
+	begin("several who change", mode, way);
 	open_domain(mode);
 	place_sites(SINGLES);
 	execmem_test_script(way->script);
