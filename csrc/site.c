@@ -204,6 +204,9 @@ static int find_block(const struct poke *p, struct em_live_site *site, struct em
 	if (at->block->kind != EXECMEM_TEXT)
 		return em_error_set(EXECMEM_EINVAL, "the block at %#llx is no code; write to it with execmem_fill.",
 		                    (unsigned long long)at->address);
+	if (em_block_is_blank(at->block)) /* a free of it would find no need to put traps over it */
+		return em_error_set(EXECMEM_EINVAL, "the block at %#llx was never filled; write its code with execmem_fill first.",
+		                    (unsigned long long)at->address);
 	err = em_block_refuse_write(s, at);
 	if (err < 0)
 		return err;

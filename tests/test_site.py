@@ -1,4 +1,4 @@
-"""Live patching from Python; the protocol itself is tested in C (``tests/c/test_poke.c``, ``tests/c/test_trap.c``)."""
+"""Live patching from Python; the protocol itself is tested in C (``tests/c/test_live.c``, ``tests/c/test_trap.c``)."""
 
 from __future__ import annotations
 

@@ -245,6 +245,11 @@ static void refused_bytes(void)
 	expect_refused(EXECMEM_EFREED, other, movs, nop2, 2);
 	EXPECT(execmem_place(domain, EXECMEM_RODATA, nop2, 2, 16, NULL, &other) == 0);
 	expect_refused(EXECMEM_EINVAL, other, nop2, movs, 2);
+	EXPECT(execmem_alloc_in(domain, EXECMEM_TEXT, 100, 16, NULL, &other) == 0);
+	expect_refused(EXECMEM_EINVAL, other, "\xCC", "\x90", 1);
+	EXPECT(strstr(execmem_error_text(), "never filled") && *(uint8_t *)other == 0xCC);
+	EXPECT(execmem_free(other) == 0);
+	EXPECT_LAWFUL(domain);
 	EXPECT(execmem_poke(at, now, now, 5) == 0);
 	EXPECT(execmem_poke_batch(NULL, 0) == 0 && execmem_poke_batch(NULL, 1) == EXECMEM_EINVAL);
 }
