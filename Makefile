@@ -177,7 +177,7 @@ tsan: $(filter %/test_threads %/test_batch %/test_core,$(programs_tsan))
 # address space of each inherited ledger, gigabytes of holes: half a minute a child, in which the test's alarm rings.
 MEMCHECK := EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1
 valgrind: $(programs_debug)
-	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_trap,$^),$(MEMCHECK) \
+	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_live_edges %/test_trap,$^),$(MEMCHECK) \
 		--leak-check=full --errors-for-leak-kinds=definite)
 	$(call run_each,$(filter %/test_fork_edges,$^),$(MEMCHECK) --leak-check=no)
 
