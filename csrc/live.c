@@ -101,7 +101,7 @@ static void store_whole(const struct change *c, const struct em_live_site *site,
 }
 
 /* Which bytes of a site a part concerns, [*from, *to), and what they are to be. */
-EM_HOT const uint8_t *part_of(const struct change *c, const struct em_live_site *site, enum part part, uint32_t *from, uint32_t *to)
+static const uint8_t *part_of(const struct change *c, const struct em_live_site *site, enum part part, uint32_t *from, uint32_t *to)
 {
 	uint32_t size = c->live->arch->trap_size;
 	bool stored = site->how == EM_ARCH_LIVE_STORE;

@@ -4,6 +4,7 @@
  */
 #include "sites.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/time.h>
@@ -400,9 +401,11 @@ int main(int argc, char **argv)
 		if (!test_takes_mode(mode))
 			continue;
 		for (size_t way = 0; way < sizeof ways / sizeof ways[0] && (way == 0 || mode != EXECMEM_MODE_FLIP); way++) {
+			int some = amount / 20 + 1, most = ways[way].slow || mode == EXECMEM_MODE_FLIP ? 2000 : INT_MAX;
+
 			stress(mode, &ways[way], amount);
-			disturbed(mode, &ways[way], amount / 20 + 1);
-			crowd(mode, &ways[way], amount / 20 + 1);
+			disturbed(mode, &ways[way], some < most ? some : most);
+			crowd(mode, &ways[way], some / 5 < most ? some / 5 + 1 : most);
 		}
 	}
 	puts("ok");

@@ -128,7 +128,8 @@ static void case_own_site(int mode)
 {
 	void (*target)(void) = change_own_site;
 	/* sub rsp, 8; mov rax, target; call rax; add rsp, 8; mov eax, 7; ret */
-	uint8_t code[] = {0x48, 0x83, 0xEC, 8, 0x48, 0xB8, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xD0, 0x48, 0x83, 0xC4, 8, 0xB8, 7, 0, 0, 0, 0xC3};
+	uint8_t code[] = {0x48, 0x83, 0xEC, 8,    0x48, 0xB8, 0, 0,    0, 0, 0, 0, 0,
+	                  0,    0xFF, 0xD0, 0x48, 0x83, 0xC4, 8, 0xB8, 7, 0, 0, 0, 0xC3};
 
 	open_domain(mode, 0);
 	memcpy(code + 6, &target, sizeof target);
@@ -227,7 +228,8 @@ static void case_deaf(int mode)
 
 static enum em_arch_live answer;
 
-static enum em_arch_live live_change(uint64_t site, const uint8_t *old_bytes, const uint8_t *new_bytes, size_t len, bool memory, bool whole)
+static enum em_arch_live live_change(uint64_t site, const uint8_t *old_bytes, const uint8_t *new_bytes, size_t len, bool memory,
+                                     bool whole)
 {
 	(void)site, (void)old_bytes, (void)new_bytes, (void)len, (void)memory, (void)whole;
 	return answer;
