@@ -39,6 +39,13 @@ static inline int test_amount(int argc, char **argv, int full, int little)
 	return getenv("EXECMEM_TEST_SHORT") ? little : full;
 }
 
+/* ThreadSanitizer has a thread of its own that takes no signals, so that not all others can be stopped. */
+#ifdef __SANITIZE_THREAD__
+enum { TEST_STOPS_THREADS = false };
+#else
+enum { TEST_STOPS_THREADS = true };
+#endif
+
 /* Whether a loop over the write modes takes this one: EXECMEM_TEST_MODES ("alias,pkey") says so, else all that there are. Only pkey may be
  * left out, on a CPU without protection keys, and that is told. */
 static inline bool test_takes_mode(int mode)

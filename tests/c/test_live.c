@@ -401,6 +401,8 @@ int main(int argc, char **argv)
 		if (!test_takes_mode(mode))
 			continue;
 		for (size_t way = 0; way < sizeof ways / sizeof ways[0] && (way == 0 || mode != EXECMEM_MODE_FLIP); way++) {
+			if ((ways[way].slow || mode == EXECMEM_MODE_FLIP) && !TEST_STOPS_THREADS)
+				continue;
 			int some = amount / 20 + 1, most = ways[way].slow || mode == EXECMEM_MODE_FLIP ? 2000 : INT_MAX;
 
 			stress(mode, &ways[way], amount);
