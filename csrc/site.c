@@ -70,25 +70,42 @@ static void sort_many(struct key *keys, struct key *spare, size_t count)
 		memcpy(keys, from, count * sizeof *keys);
 }
 
-/* Copies an instruction, zeros behind it; not by a call, which takes longer than the copy. */
-static void copy(uint8_t out[EM_LIVE_BYTES], const uint8_t *from, size_t len)
+struct bytes {
+	uint64_t half[2];
+};
+
+static uint64_t load(const uint8_t *from, size_t len)
 {
-	memset(out, 0, EM_LIVE_BYTES);
+	uint64_t word = 0;
+	uint32_t low, high;
+
 	if (len >= 8) {
-		memcpy(out, from, 8);
-		memcpy(out + len - 8, from + len - 8, 8);
+		memcpy(&word, from, 8);
 	} else if (len >= 4) {
-		memcpy(out, from, 4);
-		memcpy(out + len - 4, from + len - 4, 4);
+		memcpy(&low, from, 4);
+		memcpy(&high, from + len - 4, 4);
+		word = low | (uint64_t)high << (8 * (len - 4));
 	} else {
 		for (size_t i = 0; i < len; i++)
-			out[i] = from[i];
+			word |= (uint64_t)from[i] << (8 * i);
 	}
+	return word;
+}
+
+/* An instruction, zeros behind it, in registers: bytes that are stored one by one and loaded at once make the CPU wait. It is little-endian,
+ * as every one of the rooms. */
+static struct bytes read_bytes(const void *from, size_t len)
+{
+	const uint8_t *at = from;
+
+	return (struct bytes){{load(at, len), len > 8 ? load(at + 8, len - 8) : 0}};
 }
 
 /* Nobody changes the bytes after they were looked at. */
 static int take_site(const execmem_poke_site *given, uint64_t index, struct em_live_site *out)
 {
+	struct bytes bytes;
+
 	if (!given->old_bytes || !given->new_bytes)
 		return em_error_null(given->old_bytes ? "new_bytes" : "old_bytes");
 	if (given->len == 0 || given->len > EXECMEM_SITE_MAX)
@@ -97,8 +114,10 @@ static int take_site(const execmem_poke_site *given, uint64_t index, struct em_l
 	out->at = (uintptr_t)given->site;
 	out->index = index;
 	out->len = (uint8_t)given->len;
-	copy(out->old_bytes, given->old_bytes, given->len);
-	copy(out->new_bytes, given->new_bytes, given->len);
+	bytes = read_bytes(given->old_bytes, given->len);
+	memcpy(out->old_bytes, &bytes, sizeof bytes);
+	bytes = read_bytes(given->new_bytes, given->len);
+	memcpy(out->new_bytes, &bytes, sizeof bytes);
 	return 0;
 }
 
@@ -265,12 +284,13 @@ static int refuse_way(const struct em_live_site *site)
 static int check(const struct poke *p, const struct em_live *live, bool may_store, struct em_live_site *site, struct em_place *at)
 {
 	int err = find_block(p, site, at);
-	uint8_t there[EM_LIVE_BYTES];
+	struct bytes there, expected;
 
 	if (err < 0)
 		return err;
-	copy(there, (const uint8_t *)(uintptr_t)site->at, site->len);
-	if (memcmp(there, site->old_bytes, sizeof there) != 0)
+	there = read_bytes((const void *)(uintptr_t)site->at, site->len);
+	memcpy(&expected, site->old_bytes, sizeof expected);
+	if (there.half[0] != expected.half[0] || there.half[1] != expected.half[1])
 		return refuse_bytes(site);
 	err = !em_live_look(live, may_store, site);
 	return site->how > EM_ARCH_LIVE_STOPPED ? refuse_way(site) : err;

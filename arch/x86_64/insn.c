@@ -141,19 +141,20 @@ static enum em_arch_live live_change(uint64_t site, const uint8_t *old_bytes, co
                                      bool whole)
 {
 	struct em_arch_insn old_insn, new_insn;
-	size_t first = 0, last = len;
+	size_t first = 0;
 
 	if (!is_one(old_bytes, len, &old_insn) || !is_one(new_bytes, len, &new_insn))
 		return EM_ARCH_LIVE_NOT_ONE;
 	if (old_insn.resumes)
 		return EM_ARCH_LIVE_NEVER;
+	if (!whole)
+		return EM_ARCH_LIVE_BREAKPOINT;
+	if (memory && site / 8 == (site + len - 1) / 8)
+		return EM_ARCH_LIVE_STORE;
 	while (first < len - 1 && old_bytes[first] == new_bytes[first])
 		first++;
-	while (last > first + 1 && old_bytes[last - 1] == new_bytes[last - 1])
-		last--;
-	if (whole && (last - first == 1 || (memory && site / 8 == (site + len - 1) / 8)))
-		return EM_ARCH_LIVE_STORE;
-	return EM_ARCH_LIVE_BREAKPOINT;
+	return memcmp(old_bytes + first + 1, new_bytes + first + 1, len - first - 1) == 0 ? EM_ARCH_LIVE_STORE
+	                                                                                  : EM_ARCH_LIVE_BREAKPOINT;
 }
 
 /* ---- the table ---- */
