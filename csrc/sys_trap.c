@@ -227,26 +227,41 @@ static bool is_ours_in_front(const struct sigaction *action)
 	return em_sys_fault_is_reporter(action);
 }
 
-static int go_in_front(void)
+/* Installs the next of ours, to call `previous`; *replaced: whom it took the place of. */
+static int install(const struct sigaction *previous, struct sigaction *replaced)
 {
-	struct sigaction now, mine = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+	struct sigaction mine = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
 
-	if (sigaction(SIGTRAP, NULL, &now) < 0)
-		return -errno;
-	if (fronts_used > 0 && is_ours_in_front(&now))
-		return 0;
 	if (fronts_used == FRONTS)
 		return -EBUSY;
-	fronts[fronts_used].previous = now;
+	fronts[fronts_used].previous = *previous;
 	atomic_store(&fronts[fronts_used].spent, false);
 	mine.sa_sigaction = handlers[fronts_used];
-	mine.sa_flags |= now.sa_flags & SA_RESTART;
+	mine.sa_flags |= previous->sa_flags & SA_RESTART;
 	sigfillset(&mine.sa_mask);
 	sigdelset(&mine.sa_mask, SIGTRAP);
-	if (sigaction(SIGTRAP, &mine, NULL) < 0)
+	if (sigaction(SIGTRAP, &mine, replaced) < 0)
 		return -errno;
 	fronts_used++;
 	return 0;
+}
+
+/* Who comes between the question and the answer, and loses his place to us, is called by one more of ours. */
+static int go_in_front(void)
+{
+	struct sigaction now, replaced, expected;
+	int err = sigaction(SIGTRAP, NULL, &now) < 0 ? -errno : 0;
+
+	if (err < 0 || (fronts_used > 0 && is_ours_in_front(&now)))
+		return err;
+	expected = now;
+	for (;;) {
+		err = install(&now, &replaced);
+		if (err < 0 || replaced.sa_sigaction == expected.sa_sigaction)
+			return err;
+		now = replaced;
+		expected.sa_sigaction = handlers[fronts_used - 1];
+	}
 }
 
 /* ---- on and off ---- */

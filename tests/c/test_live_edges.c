@@ -224,6 +224,72 @@ static void case_deaf(int mode)
 	close_domain();
 }
 
+/* ---- threads that begin and end ---- */
+
+static struct site sites[SITES];
+static struct runners runners;
+
+static void place_sites(void)
+{
+	for (int i = 0; i < SITES; i++)
+		site_place(&sites[i], domain, &site_kinds[i % site_kind_count], (uint32_t)i % 11);
+}
+
+static void change_sites(int count)
+{
+	uint64_t seed = 1;
+
+	for (int i = 0; i < count; i++) {
+		struct site *s = &sites[test_random(&seed) % SITES];
+
+		site_change(s, (s->now + 1) % s->kind->variants);
+	}
+}
+
+static void *run_once(void *unused)
+{
+	for (int i = 0; i < SITES; i++)
+		site_check(&sites[i]);
+	return unused;
+}
+
+/* A child made so shares all memory with this process until it ends. */
+static void *begin_and_end(void *unused)
+{
+	while (!atomic_load(&ended)) {
+		pthread_t threads[3];
+		pid_t child;
+
+		for (int i = 0; i < 3; i++)
+			EXPECT(pthread_create(&threads[i], NULL, run_once, NULL) == 0);
+		child = vfork();
+		if (child == 0)
+			_exit(0);
+		EXPECT(child > 0 && waitpid(child, NULL, 0) == child);
+		for (int i = 0; i < 3; i++)
+			EXPECT(pthread_join(threads[i], NULL) == 0);
+	}
+	return unused;
+}
+
+static void case_threads_begin_and_end(int mode)
+{
+	static const char *const scripts[] = {NULL, "store=F*", "store=F* sync=F*", "store=F* trap=F*"};
+	pthread_t thread;
+
+	open_domain(mode, 0);
+	place_sites();
+	for (int i = 0; i < (TEST_STOPS_THREADS ? 4 : 2); i++) {
+		execmem_test_script(scripts[i]);
+		atomic_store(&ended, false);
+		EXPECT(pthread_create(&thread, NULL, begin_and_end, NULL) == 0);
+		change_sites(i < 2 ? rounds : rounds / 10);
+		atomic_store(&ended, true);
+		EXPECT(pthread_join(thread, NULL) == 0);
+	}
+	close_domain();
+}
+
 /* ---- another CPU's answers ---- */
 
 static enum em_arch_live answer;
@@ -309,30 +375,71 @@ static void *come(void *unused)
 
 static void case_handlers_come(void)
 {
-	static struct site sites[SITES];
-	static struct runners runners;
 	uint64_t seed = 1;
 	pthread_t thread;
 
 	open_domain(EXECMEM_MODE_SYSCALL, 0);
-	for (int i = 0; i < SITES; i++)
-		site_place(&sites[i], domain, &site_kinds[i % site_kind_count], (uint32_t)i % 11);
+	place_sites();
 	execmem_test_script("store=F*");
 	atomic_store(&ended, false);
 	runners_start(&runners, sites, SITES, 2);
 	site_change_all(sites, SITES - 1, &seed); /* ours is there */
 	EXPECT(pthread_create(&thread, NULL, come, NULL) == 0);
-	for (int i = 0; i < 5 * rounds; i++) {
-		struct site *s = &sites[test_random(&seed) % SITES];
-
-		site_change(s, (s->now + 1) % s->kind->variants);
-	}
+	change_sites(5 * rounds);
 	atomic_store(&ended, true);
 	EXPECT(pthread_join(thread, NULL) == 0);
 	runners_stop(&runners);
 	EXPECT(atomic_load(&foreign) == 0);
 	close_domain();
 }
+
+#ifndef __SANITIZE_THREAD__ /* which must see every handler come */
+extern int __sigaction(int number, const struct sigaction *action, struct sigaction *old); /* the C library's own name for it */
+static bool one_comes;
+static _Atomic int plain_called;
+
+static void on_plain(int number)
+{
+	(void)number;
+	atomic_fetch_add(&plain_called, 1);
+}
+
+/* Right after somebody asked who handles the signal, another one comes. */
+int sigaction(int number, const struct sigaction *action, struct sigaction *old)
+{
+	struct sigaction plain = {.sa_handler = on_plain};
+	int err = __sigaction(number, action, old);
+
+	if (number == SIGTRAP && !action && one_comes) {
+		one_comes = false;
+		EXPECT(__sigaction(SIGTRAP, &plain, NULL) == 0);
+	}
+	return err;
+}
+
+static void case_one_comes_between(void)
+{
+	uint8_t *at;
+
+	open_domain(EXECMEM_MODE_SYSCALL, 0);
+	at = place(one, sizeof one);
+	for (int i = 1; i <= 3; i++) {
+		struct sigaction standard = {.sa_handler = SIG_DFL};
+
+		EXPECT(__sigaction(SIGTRAP, &standard, NULL) == 0);
+		one_comes = true;
+		execmem_test_script("store=F*");
+		EXPECT(execmem_poke(at, i & 1 ? one : two, i & 1 ? two : one, 5) == 0 && !one_comes);
+		__asm__ volatile("int3" ::: "memory");
+		EXPECT(atomic_load(&plain_called) == i);
+	}
+	close_domain();
+}
+#else
+static void case_one_comes_between(void)
+{
+}
+#endif
 
 int main(int argc, char **argv)
 {
@@ -351,8 +458,10 @@ int main(int argc, char **argv)
 		case_inherited(mode);
 		case_deaf(mode);
 		case_answers(mode);
+		case_threads_begin_and_end(mode);
 	}
 	case_handlers_come();
+	case_one_comes_between();
 	puts("ok");
 	return 0;
 }

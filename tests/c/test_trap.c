@@ -370,6 +370,7 @@ static void step_thread(int32_t tid, int breakpoints)
 		siginfo_t info;
 
 		EXPECT(waitpid(tid, &status, __WALL) == tid);
+		snprintf(test_context, sizeof test_context, "status %#x after %ld steps and %d breakpoints", (unsigned)status, steps, met);
 		EXPECT(WIFSTOPPED(status));
 		if (status >> 16 == 0) {
 			number = WSTOPSIG(status);
