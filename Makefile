@@ -41,6 +41,7 @@ LDFLAGS_static := -static
 # A plain lock stands in for the biased one, whose fence (membarrier) ThreadSanitizer does not know: em_sys_lock_init.
 CFLAGS_tsan := $(CFLAGS_debug) -fsanitize=thread
 LDFLAGS_tsan := -fsanitize=thread
+# It keeps signals back from threads that make no system call, which mode flip waits for: no such writes beside busy threads.
 TSAN := exitcode=66:second_deadlock_stack=1
 
 .DELETE_ON_ERROR:
@@ -164,8 +165,9 @@ test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 asan-c: $(programs_asan)
 	$(call run_each,$^,EXECMEM_TEST_SHORT=1 ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1)
 
-tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_edges %/test_trap,$(programs_tsan))
-	$(call run_each,$(filter-out %/test_threads,$^),EXECMEM_TEST_SHORT=1 TSAN_OPTIONS=$(TSAN))
+tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_edges %/test_trap %/test_retire,$(programs_tsan))
+	$(call run_each,$(filter-out %/test_threads %/test_retire,$^),EXECMEM_TEST_SHORT=1 TSAN_OPTIONS=$(TSAN))
+	EXECMEM_TEST_MODES=syscall,alias,procmem EXECMEM_TEST_SHORT=1 TSAN_OPTIONS=$(TSAN) $(BUILD)/c/tsan/test_retire
 	TSAN_OPTIONS=$(TSAN) $(BUILD)/c/tsan/test_threads 1500
 
 # memcheck reads code once unless told that it changes under it. EXECMEM_TEST_SHORT asks the programs for fewer rounds. It runs one
@@ -177,7 +179,7 @@ tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_e
 # address space of each inherited ledger, gigabytes of holes: half a minute a child, in which the test's alarm rings.
 MEMCHECK := EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1
 valgrind: $(programs_debug)
-	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_live_edges %/test_trap,$^),$(MEMCHECK) \
+	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_live_edges %/test_trap %/test_retire,$^),$(MEMCHECK) \
 		--leak-check=full --errors-for-leak-kinds=definite)
 	$(call run_each,$(filter %/test_fork_edges,$^),$(MEMCHECK) --leak-check=no)
 

@@ -57,7 +57,8 @@ static void fill_place(const execmem_domain *d, uint32_t pack, uint32_t first, s
 	out->size = ((uint64_t)out->chunks << EM_CHUNK_SHIFT) - out->block->unused;
 }
 
-int em_block_find(const struct em_shard *s, uint64_t address, struct em_place *out)
+/* Whatever covers an address, live or not; false: nothing. */
+static bool find_any(const struct em_shard *s, uint64_t address, struct em_place *out)
 {
 	const execmem_domain *d = s->domain;
 	uint64_t offset = address - (uintptr_t)d->map.window;
@@ -65,7 +66,7 @@ int em_block_find(const struct em_shard *s, uint64_t address, struct em_place *o
 	const execmem_pack *p = &d->ledger.packs[pack];
 
 	if (p->state == EXECMEM_PACK_ABSENT)
-		return no_block(address);
+		return false;
 	if (p->state == EXECMEM_PACK_SPAN || p->state == EXECMEM_PACK_SPAN_TAIL) {
 		if (p->state == EXECMEM_PACK_SPAN_TAIL)
 			pack -= p->span_packs;
@@ -74,11 +75,25 @@ int em_block_find(const struct em_shard *s, uint64_t address, struct em_place *o
 		chunk = em_pack_block_at(em_ledger_pack(&d->ledger, pack), chunk);
 	}
 	if (chunk == EM_PACK_NONE)
-		return no_block(address);
+		return false;
 	fill_place(d, pack, chunk, out);
-	if (!em_block_is_live(out->block) || address - out->address >= (uint64_t)out->chunks << EM_CHUNK_SHIFT)
+	return address - out->address < (uint64_t)out->chunks << EM_CHUNK_SHIFT;
+}
+
+int em_block_find(const struct em_shard *s, uint64_t address, struct em_place *out)
+{
+	if (!find_any(s, address, out))
 		return no_block(address);
-	return 0;
+	if (out->block->state == EXECMEM_BLOCK_RETIRED)
+		return em_error_set(EXECMEM_EFREED,
+		                    "the block at %#llx was retired: it is freed when no thread can be inside, and is nobody's until then.",
+		                    (unsigned long long)out->address);
+	return em_block_is_live(out->block) ? 0 : no_block(address);
+}
+
+bool em_block_find_retired(const struct em_shard *s, uint64_t address, struct em_place *out)
+{
+	return find_any(s, address, out) && out->address == address && out->block->state == EXECMEM_BLOCK_RETIRED;
 }
 
 int em_block_find_start(const struct em_shard *s, uint64_t address, struct em_place *out)

@@ -34,6 +34,7 @@ int em_block_refuse(struct em_shard *shard, int err) __attribute__((cold));     
 /* The live block that covers an address of the shard's packs, or that starts there. */
 int em_block_find(const struct em_shard *shard, uint64_t address, struct em_place *out);
 int em_block_find_start(const struct em_shard *shard, uint64_t address, struct em_place *out);
+bool em_block_find_retired(const struct em_shard *shard, uint64_t address, struct em_place *out); /* that starts there */
 
 int em_block_take(struct em_shard *shard, const struct em_request *request, struct em_place *out);
 void em_block_give(struct em_shard *shard, const struct em_place *at); /* to the quarantine, where there is one */
@@ -76,7 +77,7 @@ EM_HOT uint64_t em_block_rounded(uint64_t size)
 
 /* ---- finding ---- */
 
-/* A live block: it is neither parked, nor quarantined, nor held. */
+/* A live block: it is neither parked, nor quarantined, nor held, nor retired. */
 EM_HOT bool em_block_is_live(const execmem_block *block)
 {
 	return (block->state & EXECMEM_BLOCK_PARKED) != EXECMEM_BLOCK_PARKED;
@@ -313,7 +314,9 @@ EM_HOT int em_block_free_at(struct em_shard *s, uint64_t address)
 	struct em_place at;
 	int err;
 
-	if (EM_LIKELY(s->plain && em_block_starts(s, address, &at))) {
+	if (EM_LIKELY(s->eager && em_block_starts(s, address, &at))) {
+		if (!s->plain)
+			__builtin_unreachable();
 		/* Blanked while the record comes: had it been parked or never filled it would be blank already. */
 		bool cold = (__builtin_prefetch(at.block, 1), em_block_blank_plain(s, &at));
 		uint32_t ms = em_domain_ms(s->domain);

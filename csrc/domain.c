@@ -87,7 +87,7 @@ static struct em_shard *open_shard(execmem_domain *d, uint32_t number)
 	shard->ring = em_ledger_ring(&d->ledger, number);
 	shard->index = em_ledger_index(&d->ledger, number);
 	shard->number = number;
-	shard->plain = d->plain;
+	em_domain_set_plain(shard, d->plain);
 	for (int kind = 0; kind < EXECMEM_KINDS; kind++)
 		shard->small[kind] = EM_PACK_NONE;
 	em_sys_lock_init(shard->lock);
@@ -299,6 +299,8 @@ void em_domain_sum(const execmem_domain *d, execmem_shard *out)
 		out->refusals += __atomic_load_n(&s->refusals, __ATOMIC_RELAXED);
 		out->quarantined_bytes += __atomic_load_n(&s->quarantined_bytes, __ATOMIC_RELAXED);
 		out->quarantined_blocks += __atomic_load_n(&s->quarantined_blocks, __ATOMIC_RELAXED);
+		out->retired_bytes += __atomic_load_n(&s->retired_bytes, __ATOMIC_RELAXED);
+		out->retired_blocks += __atomic_load_n(&s->retired_blocks, __ATOMIC_RELAXED);
 		out->events += __atomic_load_n(&s->events, __ATOMIC_RELAXED);
 	}
 }
@@ -746,8 +748,9 @@ static int close_locked(execmem_domain *d, bool force)
 	em_domain_lock_all(d);
 	em_domain_sum(d, &own);
 	if (!force && own.allocs != own.frees) {
-		em_error_set(EXECMEM_EBUSY, "domain \"%s\" has %llu live blocks; free them first, or force.", h->name,
-		             (unsigned long long)(own.allocs - own.frees));
+		em_error_set(EXECMEM_EBUSY, "domain \"%s\" has %llu live blocks%s; free them first, or force.", h->name,
+		             (unsigned long long)(own.allocs - own.frees),
+		             own.retired_blocks ? ", with those that were retired and wait for threads (execmem_retire_wait)" : "");
 		em_domain_leave_all(d);
 		return EXECMEM_EBUSY;
 	}

@@ -8,9 +8,10 @@
  * for memory has a shard for its home: the first EM_SHARDS threads one each, later ones share. A block is freed under the lock of the
  * shard whose pack it lies in, whoever frees it. A pack that stands idle in one shard can be taken over by another (supply.c).
  *
- * Locks, in the order in which they may be taken: the tree's, one domain's `admin`, the shards' by number, `packs`, `names`, then
- * those of fork.c, of breakpoints (sys_trap.c), and the one that stops threads. Where several domains are locked it is by one who holds the tree's, parents before
- * children. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not charged at all.
+ * Locks, in the order in which they may be taken: the tree's, one domain's `admin`, the shards' by number, `packs`, `names`, those
+ * of grace.c and fork.c, of breakpoints (sys_trap.c), and the one that stops threads. Where several domains are locked it is by one who holds the
+ * tree's, parents before children. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not
+ * charged at all.
  *
  *   tree    who is whose parent; opening and closing          shard   its packs, their blocks and records, its counters
  *   admin   adding shards; held by whoever wants all of them   packs   which packs are present; the file's size; the spares
@@ -48,6 +49,7 @@ struct em_shard {
 	uint32_t number;
 	bool undrained; /* traps were written past the caches and not drained since */
 	bool plain;     /* the domain's, unless `shared` */
+	bool eager;     /* plain, and no block is retired: what begins at an address may be blanked before its record is read */
 	bool shared;    /* a forked process may run blocks of its packs (fork.h): */
 	bool inherits;  /* some packs are the parent process's; */
 	uint32_t shared_ms;     /* blocks born until then may be seen; */
@@ -181,6 +183,13 @@ EM_HOT void em_domain_leave(struct em_shard *shard)
 		shard->undrained = false;
 	}
 	em_sys_unlock(shard->lock);
+}
+
+/* Called whenever one of the two changes. */
+static inline void em_domain_set_plain(struct em_shard *shard, bool plain)
+{
+	shard->plain = plain;
+	shard->eager = plain && shard->books->retired_blocks == 0;
 }
 
 EM_HOT bool em_domain_much_is_live(const struct em_shard *shard)

@@ -102,6 +102,7 @@ enum execmem_block_state {
 	EXECMEM_BLOCK_PARKED = 3,   /* freed and blank; kept whole for the next block of its length */
 	EXECMEM_BLOCK_HELD = 7,     /* freed, but a forked process may run it: kept as it is. `born_ms` is when it was freed */
 	EXECMEM_BLOCK_QUARANTINED = 11, /* freed and blank; kept from all for now. As HELD it has both bits of PARKED */
+	EXECMEM_BLOCK_RETIRED = 35, /* nobody's, but kept whole until no thread can be inside; counted as live. Likewise */
 	EXECMEM_BLOCK_DYING = 16    /* added to another: within a free_many that has not ended */
 };
 
@@ -121,8 +122,9 @@ enum execmem_event_op {
 	EXECMEM_EVENT_FILL = 3,
 	EXECMEM_EVENT_PACK = 4,    /* a pack was mapped; size: usable bytes */
 	EXECMEM_EVENT_COLLAPSE = 5, /* a pack became one 2 MB page */
-	EXECMEM_EVENT_RETURN = 6, /* a pack went back to the system */
-	EXECMEM_EVENT_POKE = 7 /* an instruction was changed */
+	EXECMEM_EVENT_RETURN = 6,  /* a pack went back to the system */
+	EXECMEM_EVENT_POKE = 7,    /* an instruction was changed */
+	EXECMEM_EVENT_RETIRE = 8   /* a block was retired; when it is freed, FREE follows */
 };
 
 enum execmem_insn { EXECMEM_INSN_NOP = 0, EXECMEM_INSN_JUMP = 1, EXECMEM_INSN_CALL = 2 };
@@ -193,9 +195,9 @@ typedef struct execmem_header { /* at offset 0 */
 /* What the blocks of one shard come to. A shard is a part of a domain with packs and books of its own, so that threads do not wait
  * for each other; the sums over all shards are the domain's. */
 typedef struct execmem_shard {
-	uint64_t live_bytes; /* as asked for; blocks that changed hands make it wrap, its sum is right */
+	uint64_t live_bytes; /* as asked for, of retired blocks too; blocks that changed hands make it wrap, its sum is right */
 	uint64_t used_bytes; /* as rounded to chunks and pages */
-	uint64_t allocs; /* less the frees of all shards: live blocks */
+	uint64_t allocs; /* less the frees of all shards: live blocks, and retired ones */
 	uint64_t frees;
 	uint64_t fills;
 	uint64_t fill_bytes;
@@ -203,7 +205,9 @@ typedef struct execmem_shard {
 	uint64_t events; /* ever written; the newest of its ring is at (events - 1) % events_max */
 	uint64_t quarantined_bytes; /* of freed blocks that wait, as rounded */
 	uint64_t quarantined_blocks;
-	uint64_t reserved[6];
+	uint64_t retired_bytes; /* of retired blocks that wait, as asked for */
+	uint64_t retired_blocks;
+	uint64_t reserved[4];
 } execmem_shard;
 
 typedef struct execmem_pack { /* one cache line a pack */
@@ -216,6 +220,7 @@ typedef struct execmem_pack { /* one cache line a pack */
 	uint32_t span_packs; /* state SPAN: packs it covers; SPAN_TAIL: packs back to its first */
 	uint32_t born_ms;
 	uint32_t held; /* freed blocks that are kept as they are, for forked processes */
+	uint32_t retired; /* of the live ones, those that are retired */
 	uint8_t state; /* enum execmem_pack_state */
 	uint8_t kind; /* enum execmem_kind */
 	uint8_t huge; /* 1: the kernel reported one 2 MB entry when last asked */
@@ -223,7 +228,7 @@ typedef struct execmem_pack { /* one cache line a pack */
 	uint8_t shard; /* whose it is */
 	uint8_t draining; /* 1: no block is put here for now, so that it becomes empty */
 	uint8_t inherited; /* 1: another process made it and this one was forked: no block is put here, nothing changed */
-	uint8_t reserved[5];
+	uint8_t reserved[1];
 } execmem_pack;
 
 typedef struct execmem_block { /* its address and chunks follow from its place: docs/ledger.md */
@@ -302,7 +307,19 @@ typedef struct execmem_stats {
 	uint32_t sealed; /* enum execmem_sealed */
 	uint32_t trust;
 	uint64_t held_bytes; /* of the held blocks, rounded; in no other count */
+	uint64_t retired_bytes; /* of retired blocks that wait, as asked for; not among the live ones, but used and charged */
+	uint64_t retired_blocks;
 } execmem_stats;
+
+typedef struct execmem_retirement { /* of the process */
+	uint64_t waiting; /* retired blocks that were not freed yet */
+	uint64_t retired; /* ever */
+	uint64_t periods; /* grace periods that have passed */
+	uint64_t threads; /* that were online once and have not ended */
+	uint64_t online; /* of these, now */
+	uint32_t late_thread; /* the kernel's number of one that the running period waits for; 0: none */
+	uint32_t fences; /* 1: the kernel refuses membarrier, so quiescent points cost a fence */
+} execmem_retirement;
 
 typedef struct execmem_verdict { /* what execmem_probe_mode tells of a write mode */
 	int32_t code; /* 0: it works here, else one of enum execmem_error */
@@ -384,7 +401,36 @@ int execmem_poke_batch(const execmem_poke_site *sites, size_t count);
  * of 1 to 9 bytes, a jump of 2 or 5, a call of 5. EINVAL: none has that length; EREACH: the target is too far. */
 int execmem_encode(int insn, const void *site, const void *target, void *out, size_t len);
 
-int execmem_find(const void *address, execmem_info *out); /* any byte of a block */
+/* ---- code that was replaced: docs/retire.md ----
+ *
+ * Each thread that runs placed code is online while it does, and says now and then that it is outside. Being online promises: a pointer
+ * into placed code that was found before a quiescent point, or before the thread came online, is not used after it, for running or
+ * for reading; and a quiescent point is passed with no call into placed code on the stack. A thread that was never online, or is offline,
+ * promises to run none. execmem_thread_online can be called again before it is taken back; quiescent points then count for nothing until
+ * each but the first has been. A thread that ends is offline. Nobody checks these promises.
+ *
+ * Cost: a store and two loads each, but for the first execmem_thread_online of a thread, which fails when memory is short. */
+int execmem_thread_online(void);
+int execmem_thread_offline(void); /* EINVAL: it is not online */
+int execmem_thread_is_online(void); /* 1: the calling thread is */
+void execmem_quiescent(void); /* of a thread that is offline: nothing */
+
+/* Frees a block when every thread that is online has passed a quiescent point, or gone offline, after this call. Before it the caller has
+ * replaced each pointer to the block that a thread could find. From here on the block is nobody's: it runs, but to fill, find, free or
+ * retire it is EFREED. It counts as used until it is freed, and keeps its domain from closing without force. Frees what is due
+ * by now: at once, where no thread is online. Any kind of block. EINVAL: no thread of the process was ever online; ENOMEM: no memory for
+ * the queue. Some microseconds. */
+int execmem_retire(void *address);
+int execmem_retire_in(execmem_domain *domain, void *address); /* the same; of another domain's block: EFOREIGN */
+/* Frees what is due, without waiting; 0 whether there was anything or not. An error of the system that refuses a write leaves that block
+ * and those after it retired, for another time. */
+int execmem_retire_poll(void);
+/* Waits until all is freed that was retired before the call. EBUSY: not within the time (UINT64_MAX: for ever), or the caller is online. */
+int execmem_retire_wait(uint64_t timeout_ms);
+int execmem_retire_count(execmem_retirement *out);
+const char *execmem_retire_check(void); /* NULL: lawful, else the broken law */
+
+int execmem_find(const void *address, execmem_info *out); /* any byte of a live block */
 
 int execmem_domain_open(const execmem_options *options, execmem_domain **out);
 int execmem_domain_close(execmem_domain *domain, int force); /* force: live blocks and children go with it */

@@ -1,5 +1,6 @@
 /* fork: see fork.h. */
 #include "fork.h"
+#include "grace.h"
 #include "quarantine.h"
 #include "supply.h"
 
@@ -127,6 +128,7 @@ static void prepare(execmem_domain *root)
 {
 	if (root)
 		lock_books(root);
+	em_grace_lock();
 	em_sys_lock(&seen.lock);
 	if (!root)
 		return;
@@ -141,7 +143,7 @@ static void share(execmem_domain *d)
 
 		if (!s->shared) /* else it may hold what children could run that this fork found gone */
 			s->shared_gone = atomic_load(&seen.gone);
-		s->plain = false;
+		em_domain_set_plain(s, false);
 		s->shared = true;
 		s->shared_ms = ms_of(d, seen.forked_ms);
 	}
@@ -157,6 +159,7 @@ static void in_parent(execmem_domain *root)
 		close_copies(root);
 	}
 	em_sys_unlock(&seen.lock);
+	em_grace_unlock();
 	if (root)
 		unlock_books(root);
 }
@@ -201,7 +204,8 @@ static void inherit_packs(execmem_domain *d)
 		struct em_shard *s = d->shards[i];
 
 		s->shared = s->inherits = true;
-		s->plain = s->undrained = false;
+		em_domain_set_plain(s, false);
+		s->undrained = false;
 		em_quarantine_inherit(s);
 		for (int kind = 0; kind < EXECMEM_KINDS; kind++)
 			if (is_shared(d, kind)) {
@@ -265,6 +269,7 @@ static bool in_child(execmem_domain *root, uint32_t forks)
 	seen.count = 0;
 	seen.page = NULL;
 	seen.blind = (struct witness){0};
+	em_grace_inherit();
 	if (!root)
 		return true;
 	own_memory(root, &done);
@@ -405,7 +410,7 @@ void em_fork_release(struct em_shard *s)
 	s->shared_gone -= refused;
 	if (left == 0 && sight.count == 0 && !s->inherits) {
 		s->shared = false;
-		s->plain = d->plain;
+		em_domain_set_plain(s, d->plain);
 	}
 }
 

@@ -322,6 +322,20 @@ void em_ledger_drop_blocks(struct em_ledger *l, uint32_t pack, uint32_t first, u
 	}
 }
 
+uint64_t em_ledger_bytes_in(const struct em_ledger *l, uint32_t pack, uint8_t state, uint32_t left, bool rounded)
+{
+	struct em_pack p = em_ledger_pack(l, pack);
+	uint64_t bytes = 0;
+
+	for (uint32_t chunk = 0; left > 0 && chunk < p.record->usable_chunks; chunk++)
+		if (em_pack_is_head(p, chunk) && em_ledger_block(l, pack, chunk)->state == state) {
+			bytes += (uint64_t)em_pack_length(p, chunk) << EM_CHUNK_SHIFT;
+			bytes -= rounded ? 0 : em_ledger_block(l, pack, chunk)->unused;
+			left--;
+		}
+	return bytes;
+}
+
 static void discard(void *at, uint64_t size)
 {
 	if (size > 0 && em_sys_discard_table(at, em_round_up(size, EM_PAGE)) < 0)

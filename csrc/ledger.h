@@ -68,6 +68,8 @@ execmem_block *em_ledger_add_block(struct em_ledger *ledger, uint32_t pack, uint
 bool em_ledger_add_blocks(struct em_ledger *ledger, uint32_t pack, uint32_t first, uint32_t end);
 /* Drops the records of the blocks whose heads lie in a range, are still set and are about to be cleared. */
 void em_ledger_drop_blocks(struct em_ledger *ledger, uint32_t pack, uint32_t first, uint32_t end);
+/* The bytes of a pack's blocks of one state, rounded or as asked for. There are `left` of them. */
+uint64_t em_ledger_bytes_in(const struct em_ledger *ledger, uint32_t pack, uint8_t state, uint32_t left, bool rounded);
 void em_ledger_forget_pack(struct em_ledger *ledger, uint32_t pack); /* an empty one: its memory here goes back */
 
 /* ---- names ---- */

@@ -248,7 +248,7 @@ void em_pack_init(struct em_pack pack)
 	pack.maps->group[WORDS] = (struct em_pack_word){~0ull, ~0ull};
 	memset(pack.maps->some_used, 0xff, sizeof pack.maps->some_used);
 	r->classes[0] = r->classes[1] = 0;
-	r->usable_chunks = r->used_chunks = r->blocks = r->parked = r->held = 0;
+	r->usable_chunks = r->used_chunks = r->blocks = r->parked = r->held = r->retired = 0;
 }
 
 void em_pack_grow(struct em_pack pack, uint32_t usable)

@@ -6,7 +6,7 @@
  * caller gave, and the block's finalizer is C. All else is in execmem/domain.py, in the classes that inherit from them.
  *
  *   DomainBase   the handle                           _make  a block: read, audit, core, object
- *   BlockBase    address, size, state, holders        free, and the finalizer
+ *   BlockBase    address, size, state, holders        free, retire, and the finalizer
  *
  * The interpreter lock guards these objects: `live` is read and cleared without giving it up in between, so of two threads that
  * free a block one does. It is given up around each call of the core. An interpreter without that lock takes GATE instead
@@ -41,7 +41,8 @@ struct pyblock {
 	PyObject *holders; /* a dict, None or NULL: why it must not be freed (ledger.py) */
 	unsigned long long address, size;
 	char live; /* 1: this object has a live block; who clears it frees the block. 0 in elements of a batch, which own none */
-	char lost; /* 1: the finalizer met holders; the last of them calls it again */
+	char lost; /* 1: the finalizer met holders, or it is retired; the last of them calls it again */
+	char retired; /* 1: nobody gets a new hold on it */
 };
 
 struct pyblock_wish { /* arguments of _make as the core takes them */
@@ -161,7 +162,15 @@ static bool pyblock_held(const struct pyblock *b)
 
 static bool pyblock_free_now(const struct pyblock *b)
 {
-	return b->live && ((struct pyblock_domain *)b->domain)->handle && !pyblock_held(b);
+	return b->live && !b->retired && ((struct pyblock_domain *)b->domain)->handle && !pyblock_held(b);
+}
+
+/* Threads that Python does not count are those that were online; without one there is nobody to wait for. */
+static bool pyblock_waits(void)
+{
+	execmem_retirement threads;
+
+	return execmem_retire_count(&threads) == 0 && threads.threads > 0;
 }
 
 /* Gives the block back to the core, with the interpreter lock given up. The caller has cleared `live`. */
@@ -169,16 +178,17 @@ static int pyblock_give(const struct pyblock *b)
 {
 	execmem_domain *handle = (execmem_domain *)(uintptr_t)((struct pyblock_domain *)b->domain)->handle;
 	void *address = (void *)(uintptr_t)b->address;
+	bool waits = b->retired && pyblock_waits();
 	int err;
 
-	Py_BEGIN_ALLOW_THREADS err = execmem_free_in(handle, address);
+	Py_BEGIN_ALLOW_THREADS err = waits ? execmem_retire_in(handle, address) : execmem_free_in(handle, address);
 	Py_END_ALLOW_THREADS return err;
 }
 
-/* Has Python say why the block cannot be freed; 0: it found no reason. */
-static int pyblock_refuse(PyObject *self)
+/* Has Python say why the block cannot be freed, or retired; 0: it found no reason. */
+static int pyblock_refuse(PyObject *self, const char *method)
 {
-	PyObject *told = PyObject_CallMethod(self, "_refuse_free", NULL);
+	PyObject *told = PyObject_CallMethod(self, method, NULL);
 
 	Py_XDECREF(told);
 	return told ? 0 : -1;
@@ -197,12 +207,12 @@ static PyObject *pyblock_free(PyObject *self, PyObject *unused)
 	struct pyblock *b = (struct pyblock *)self;
 	int err;
 
-	if (!pyblock_free_now(b) && pyblock_refuse(self) < 0)
+	if (!pyblock_free_now(b) && pyblock_refuse(self, "_refuse_free") < 0)
 		return NULL;
 	if (PySys_Audit("execmem.free", "K", b->address) < 0)
 		return NULL;
 	if (!pyblock_free_now(b)) { /* a hook freed it, or took a view, or closed the domain */
-		if (pyblock_refuse(self) == 0)
+		if (pyblock_refuse(self, "_refuse_free") == 0)
 			PyErr_Format(PyExc_RuntimeError, "the block at %p changed while it was freed", (void *)(uintptr_t)b->address);
 		return NULL;
 	}
@@ -211,7 +221,42 @@ static PyObject *pyblock_free(PyObject *self, PyObject *unused)
 	if (err == 0)
 		Py_RETURN_NONE;
 	b->live = 1;
-	return pyblock_refuse(self) < 0 ? NULL : pyblock_raise(err, true);
+	return pyblock_refuse(self, "_refuse_free") < 0 ? NULL : pyblock_raise(err, true);
+}
+
+PyDoc_STRVAR(pyblock_retire_doc,
+             "retire($self, /)\n"
+             "--\n\n"
+             "Free the block as soon as nobody can be inside: when its last view, callable and call in flight is gone,\n"
+             "and then, where a thread of the process was ever online, when these have passed a quiescent point.\n\n"
+             "Replace what leads to it first. Callables that there are go on working; new ones, new views and\n"
+             "fills raise ``FreedAddressError`` from now on. The last to leave frees it. Cost: about 0.2 us more\n"
+             "than ``free``. Raises ``DoubleFreeError`` when it was freed or retired before.");
+
+/* Whoever finds `lost` and no holder clears `live` and frees; holders look at `lost` after they have left. */
+static PyObject *pyblock_retire(PyObject *self, PyObject *unused)
+{
+	struct pyblock *b = (struct pyblock *)self;
+	int err;
+
+	for (int look = 0; look < 2; look++) { /* again: a hook may have freed it, or closed the domain */
+		if (!b->live || b->retired || !((struct pyblock_domain *)b->domain)->handle) {
+			if (pyblock_refuse(self, "_refuse_retire") == 0)
+				PyErr_Format(PyExc_RuntimeError, "the block at %p changed while it was retired", (void *)(uintptr_t)b->address);
+			return NULL;
+		}
+		if (look == 0 && PySys_Audit("execmem.retire", "K", b->address) < 0)
+			return NULL;
+	}
+	b->retired = b->lost = 1;
+	if (pyblock_held(b) || !__atomic_exchange_n(&b->live, 0, __ATOMIC_ACQ_REL))
+		Py_RETURN_NONE;
+	err = pyblock_give(b);
+	if (err == 0)
+		Py_RETURN_NONE;
+	b->retired = b->lost = 0;
+	b->live = 1;
+	return pyblock_raise(err, true);
 }
 
 /* Frees what nobody can reach any more. A hook cannot keep it, but may close the domain. */
@@ -227,7 +272,8 @@ static void pyblock_finalize(PyObject *self)
 		b->lost = 1;
 		return;
 	}
-	b->live = 0;
+	if (!__atomic_exchange_n(&b->live, 0, __ATOMIC_ACQ_REL)) /* of two last holders one frees it */
+		return;
 	if (!((struct pyblock_domain *)b->domain)->handle) /* it went with its domain */
 		return;
 	PyErr_Fetch(&type, &value, &trace); /* an exception may be on its way */
@@ -279,11 +325,13 @@ static PyMemberDef pyblock_members[] = {
 	{"_holders", T_OBJECT, offsetof(struct pyblock, holders), 0, NULL},
 	{"_live", T_BOOL, offsetof(struct pyblock, live), 0, NULL},
 	{"_lost", T_BOOL, offsetof(struct pyblock, lost), 0, NULL},
+	{"_retired", T_BOOL, offsetof(struct pyblock, retired), READONLY, NULL},
 	{NULL, 0, 0, 0, NULL},
 };
 
 static PyMethodDef pyblock_methods[] = {
 	{"free", pyblock_free, METH_NOARGS, pyblock_free_doc},
+	{"retire", pyblock_retire, METH_NOARGS, pyblock_retire_doc},
 	{NULL, NULL, 0, NULL},
 };
 

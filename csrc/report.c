@@ -21,6 +21,7 @@ enum place {
 	PLACE_LIVE,
 	PLACE_RESERVED, /* live, never filled */
 	PLACE_DYING,    /* live, being freed by a free_many */
+	PLACE_RETIRED,  /* whole, until no thread can be inside */
 	PLACE_FREE,
 	PLACE_QUARANTINED, /* free, and kept from all for now */
 	PLACE_HELD,     /* freed, and kept as it is for a forked process */
@@ -149,6 +150,8 @@ static enum place look_at_record(struct look *l, const struct em_pack_word *g, u
 		return PLACE_QUARANTINED;
 	case EXECMEM_BLOCK_HELD:
 		return PLACE_HELD;
+	case EXECMEM_BLOCK_RETIRED:
+		return PLACE_RETIRED;
 	default:
 		return PLACE_FREE; /* kept whole for the next */
 	}
@@ -372,8 +375,10 @@ static void say_freed(struct teller *t, const struct look *l)
 
 static void say_place(struct teller *t, const struct look *l)
 {
-	static const char *const states[PLACES] = {
-		[PLACE_LIVE] = "live ", [PLACE_RESERVED] = "reserved, never filled: ", [PLACE_DYING] = "being freed: "};
+	static const char *const states[PLACES] = {[PLACE_LIVE] = "live ",
+	                                           [PLACE_RESERVED] = "reserved, never filled: ",
+	                                           [PLACE_DYING] = "being freed: ",
+	                                           [PLACE_RETIRED] = "retired "};
 	static const char *const free_states[PLACES] = {[PLACE_ABSENT] = "no memory: reserved addresses",
 	                                                [PLACE_FREE] = "free memory",
 	                                                [PLACE_QUARANTINED] = "free memory in quarantine",
@@ -390,6 +395,7 @@ static void say_place(struct teller *t, const struct look *l)
 	case PLACE_LIVE:
 	case PLACE_RESERVED:
 	case PLACE_DYING:
+	case PLACE_RETIRED:
 		say(t, states[l->place]);
 		say_block(t, l);
 		break;
@@ -454,6 +460,7 @@ static const char *why_run(const struct em_sys_fault *f, const struct look *l)
 				   "keep the Block, or its callable, for as long as the address is in use";
 		return "a wrong address or offset was called, or code ran past its block's end";
 	case PLACE_LIVE:
+	case PLACE_RETIRED:
 		if (!is_code(l))
 			return "memory of kinds rodata and data cannot be executed. Place code as kind text";
 		if (l->address - l->block.address >= l->block.size)

@@ -111,8 +111,8 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		em_fork_release(d->shards[i]);
 	em_domain_sum(d, &sum);
 	*out = (execmem_stats){
-		.live_blocks = sum.allocs - sum.frees,
-		.live_bytes = sum.live_bytes,
+		.live_blocks = sum.allocs - sum.frees - sum.retired_blocks,
+		.live_bytes = sum.live_bytes - sum.retired_bytes,
 		.used_bytes = sum.used_bytes,
 		.limit = h->limit,
 		.packs = h->packs_live,
@@ -138,6 +138,8 @@ int execmem_domain_stats(execmem_domain *domain, execmem_stats *out)
 		.idle_bytes = idle_bytes(d, &sum),
 		.sealed = h->sealed,
 		.trust = h->trust,
+		.retired_bytes = sum.retired_bytes,
+		.retired_blocks = sum.retired_blocks,
 	};
 	ask_kernel(d, out);
 	em_domain_leave_all(d);
@@ -178,6 +180,8 @@ struct census { /* of one shard */
 	uint64_t parked_chunks[EXECMEM_KINDS];
 	uint64_t held_blocks;
 	uint64_t quarantined;
+	uint64_t retired_blocks, retired_bytes; /* among the first two */
+	uint32_t retired_of_pack; /* the pack that is looked at */
 };
 
 /* Law 2, on the memory itself. */
@@ -204,11 +208,17 @@ static const char *check_block(execmem_domain *d, uint32_t pack, uint32_t first,
 		c->quarantined += !parked;
 		return is_blank(d, pack, first, (uint32_t)(bytes >> EM_CHUNK_SHIFT)) ? NULL : "a parked or quarantined block is not blank";
 	}
-	if ((block->state != EXECMEM_BLOCK_RESERVED && block->state != EXECMEM_BLOCK_FILLED && !(block->state & EXECMEM_BLOCK_DYING)) ||
+	if ((block->state != EXECMEM_BLOCK_RESERVED && block->state != EXECMEM_BLOCK_FILLED && block->state != EXECMEM_BLOCK_RETIRED &&
+	     !(block->state & EXECMEM_BLOCK_DYING)) ||
 	    block->kind != d->ledger.packs[pack].kind)
 		return "a block's record tells another state or kind than its pack";
 	if (block->unused >= (bytes > EXECMEM_PACK_SIZE ? EM_PAGE : EXECMEM_CHUNK))
 		return "a block's record tells another size than its chunks";
+	if (block->state == EXECMEM_BLOCK_RETIRED) {
+		c->retired_blocks++;
+		c->retired_of_pack++;
+		c->retired_bytes += bytes - block->unused;
+	}
 	c->blocks++;
 	c->live_bytes += bytes - block->unused;
 	c->used_bytes += bytes;
@@ -289,12 +299,19 @@ static const char *check_shard(execmem_domain *d, const struct em_shard *s, stru
 	for (int kind = 0; !broken && kind < EXECMEM_KINDS; kind++)
 		broken = em_index_check(&s->index[kind]);
 	for (uint32_t pack = 0; !broken && pack < em_peek(d->ledger.header->packs_top); pack++)
-		if (em_domain_shard_of(d, pack) == s->number)
+		if (em_domain_shard_of(d, pack) == s->number) {
+			c.retired_of_pack = 0;
 			broken = check_pack(d, s, pack, &c);
+			if (!broken && c.retired_of_pack != d->ledger.packs[pack].retired)
+				broken = "a pack's retired blocks are not counted right";
+		}
 	if (!broken)
 		broken = em_quarantine_check(s);
 	if (!broken && c.quarantined != s->books->quarantined_blocks)
 		broken = "a quarantined block is not in its shard's quarantine";
+	if (!broken && (c.retired_blocks != s->books->retired_blocks || c.retired_bytes != s->books->retired_bytes ||
+	                s->eager != (s->plain && c.retired_blocks == 0)))
+		broken = "a shard's retired blocks are not counted right";
 	if (broken)
 		return broken;
 	total->blocks += c.blocks;

@@ -396,30 +396,26 @@ static void consider_draining(struct em_shard *s, int kind)
 
 /* ---- packs: taking over ---- */
 
-/* Of a pack, the chunks of blocks that were freed and are held: no counter of blocks has them any more. */
-static uint32_t held_chunks(const struct em_ledger *l, uint32_t pack)
-{
-	struct em_pack p = em_ledger_pack(l, pack);
-	uint32_t chunks = 0, left = p.record->held;
-
-	for (uint32_t chunk = 0; left > 0 && chunk < p.record->usable_chunks; chunk++)
-		if (em_pack_is_head(p, chunk) && em_ledger_block(l, pack, chunk)->state == EXECMEM_BLOCK_HELD) {
-			chunks += em_pack_length(p, chunk);
-			left--;
-		}
-	return chunks;
-}
-
 /* Moves what the counters of the former shard say about the pack. Both shards are locked, nothing is parked there. */
 static void move_counts(struct em_shard *from, struct em_shard *to, uint32_t pack)
 {
-	const execmem_pack *p = &to->domain->ledger.packs[pack];
-	uint64_t used = (uint64_t)(p->used_chunks - held_chunks(&to->domain->ledger, pack)) << EM_CHUNK_SHIFT;
+	const struct em_ledger *l = &to->domain->ledger;
+	const execmem_pack *p = &l->packs[pack];
+	/* Those that were freed and are held are in no counter of blocks any more. */
+	uint64_t held = em_ledger_bytes_in(l, pack, EXECMEM_BLOCK_HELD, p->held, true);
+	uint64_t retired = em_ledger_bytes_in(l, pack, EXECMEM_BLOCK_RETIRED, p->retired, false);
+	uint64_t used = ((uint64_t)p->used_chunks << EM_CHUNK_SHIFT) - held;
 	uint32_t free = p->usable_chunks - p->used_chunks;
 	int kind = p->kind;
 
 	em_add(from->books->used_bytes, -used);
 	em_add(to->books->used_bytes, used);
+	em_add(from->books->retired_bytes, -retired);
+	em_add(to->books->retired_bytes, retired);
+	em_add(from->books->retired_blocks, -(uint64_t)p->retired);
+	em_add(to->books->retired_blocks, p->retired);
+	em_domain_set_plain(from, from->plain);
+	em_domain_set_plain(to, to->plain);
 	from->packs_of[kind]--;
 	to->packs_of[kind]++;
 	change(&from->usable_chunks[kind], -(int64_t)p->usable_chunks);
@@ -463,7 +459,7 @@ static void take_over(struct em_shard *from, struct em_shard *to, uint32_t pack)
 	struct em_classes classes = em_pack_classes(p), none = {0};
 
 	if (from->shared) { /* the pack may hold what a forked process runs */
-		to->plain = false;
+		em_domain_set_plain(to, false);
 		to->shared_ms = to->shared && to->shared_ms > from->shared_ms ? to->shared_ms : from->shared_ms;
 		to->shared_gone = from->shared_gone - 1; /* it looks for itself: one of the two may have missed something */
 		to->shared = true;

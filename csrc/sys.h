@@ -112,6 +112,19 @@ bool em_sys_may_store(void); /* store; scripted, code is not changed by a store 
 int em_sys_stop_threads(void); /* stop */
 void em_sys_resume_threads(void);
 void em_sys_nap(void); /* waits some 20 us, for what another thread is about to end */
+void em_sys_nap_long(uint32_t turn); /* the same, twice as long each turn, and at last some ms: who waits may wait for long */
+/* fence; between a thread's store and its later loads a compiler's fence is enough, if whoever looks for the store calls
+ * em_sys_fence_threads first (membarrier). 0: that can be had here. Never under ThreadSanitizer, which does not know it. */
+int em_sys_fence_ready(void);
+int em_sys_fence_threads(void); /* fence */
+/* exit; `call` is called with `arg` when the calling thread ends. For one `call` in the process, and one `arg` a thread. */
+int em_sys_at_thread_exit(void (*call)(void *), void *arg);
+
+/* The fence of a thread for which nobody makes one. */
+static inline void em_sys_fence(void)
+{
+	__sync_synchronize();
+}
 
 /* ---- faults (sys_fault.c) ---- */
 
@@ -191,6 +204,7 @@ enum em_sys_rank {
 	EM_RANK_SHARD, /* and its number */
 	EM_RANK_PACKS = EM_RANK_SHARD + EXECMEM_SHARDS_MAX,
 	EM_RANK_NAMES,
+	EM_RANK_GRACE,
 	EM_RANK_FORK,
 	EM_RANK_TRAP,
 	EM_RANK_STOP,

@@ -66,6 +66,8 @@ enum { PAGE_PRESENT = 1 << 3, PAGE_HUGE = 1 << 6 };
 	X(seal, ENOSYS)                                                                                                                \
 	X(fseal, EPERM)                                                                                                                \
 	X(sync, EPERM)                                                                                                                 \
+	X(fence, EPERM)                                                                                                                \
+	X(exit, EAGAIN)                                                                                                                \
 	X(stop, EBUSY)                                                                                                                 \
 	X(store, EPERM)                                                                                                                \
 	X(trap, EPERM)
@@ -681,6 +683,27 @@ bool em_sys_may_store(void)
 	return scripted(OP_store) == 0;
 }
 
+int em_sys_fence_ready(void)
+{
+	int err = scripted(OP_fence);
+
+#ifdef __SANITIZE_THREAD__
+	err = err ? err : -ENOSYS;
+#endif
+	if (err)
+		return err;
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) < 0 ? -errno : 0;
+}
+
+int em_sys_fence_threads(void)
+{
+	int err = scripted(OP_fence);
+
+	if (err)
+		return err;
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) < 0 ? -errno : 0;
+}
+
 /* ---- locks ---- */
 
 enum {
@@ -708,6 +731,13 @@ void em_sys_lock_init(struct em_lock *lock)
 void em_sys_nap(void)
 {
 	struct timespec nap = {.tv_nsec = 20000};
+
+	nanosleep(&nap, NULL);
+}
+
+void em_sys_nap_long(uint32_t turn)
+{
+	struct timespec nap = {.tv_nsec = 20000l << (turn < 8 ? turn : 8)};
 
 	nanosleep(&nap, NULL);
 }

@@ -1,4 +1,4 @@
-/* sys_stop: system calls that concern other threads' progress: stopping them all for a write in mode flip, and forks. */
+/* sys_stop: system calls that concern other threads' progress: stopping them all for a write in mode flip, their ends, and forks. */
 #include "sys.h"
 
 #include <dirent.h>
@@ -184,6 +184,23 @@ void em_sys_resume_threads(void)
 	futex(&stop_round, FUTEX_WAKE, INT_MAX);
 	pthread_sigmask(SIG_SETMASK, &stop_mask, NULL);
 	em_sys_unlock(&stop_lock);
+}
+
+/* ---- threads that end ---- */
+
+/* The caller lets one thread in at a time. */
+int em_sys_at_thread_exit(void (*call)(void *), void *arg)
+{
+	static pthread_key_t key;
+	static bool made;
+	int err = em_sys_scripted("exit");
+
+	if (err)
+		return err;
+	if (!made && (err = pthread_key_create(&key, call)) != 0)
+		return -err;
+	made = true;
+	return -pthread_setspecific(key, arg);
 }
 
 /* ---- forks ---- */

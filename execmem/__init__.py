@@ -10,7 +10,8 @@ is free holds traps.
 42
 
 Audit events (``sys.addaudithook``): ``execmem.alloc`` (number of the domain, size, align), ``execmem.fill`` (address,
-length; the address is None when the block is made in the same call), ``execmem.free`` (address). A batch raises one of
+length; the address is None when the block is made in the same call), ``execmem.free`` (address), ``execmem.retire``
+(address; ``execmem.free`` follows when the last holder leaves, unless there is none). A batch raises one of
 each, with sizes summed and addresses as an array. ``execmem.seal`` (number of the domain).
 ``execmem.poke`` (address, length).
 """
@@ -58,6 +59,7 @@ from execmem.memory import (
     report_faults,
     sync,
 )
+from execmem.retire import Retirement, online, quiescent, retire_poll, retire_wait, retirement
 from execmem.site import encode, execmem_poke, execmem_poke_many
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "Policies",
     "Probe",
     "ReachError",
+    "Retirement",
     "SealedError",
     "Stats",
     "SystemCallError",
@@ -107,7 +110,12 @@ __all__ = [
     "execmem_poke",
     "execmem_poke_many",
     "find",
+    "online",
     "probe",
+    "quiescent",
     "report_faults",
+    "retire_poll",
+    "retire_wait",
+    "retirement",
     "sync",
 ]

@@ -12,7 +12,7 @@ in the classes that ``Block`` and ``Domain`` inherit from (``csrc/pyblock.h``).
 An arrow is a strong reference, so nothing loses the ground under its feet while it lives:
 
 1. A block is freed when its last reference goes, or by ``free``; that is refused while a view, a callable or a call in
-   flight holds the block.
+   flight holds the block. After ``retire`` nobody gets a new hold, and the last holder to leave frees it.
 2. A domain is closed when its last reference goes, or by ``close``; that is refused, forced or not, while a view, a
    callable or a table of it lives: unmapping under them would crash the process.
 3. Holders enter a dict under their ``id`` and leave it in ``__del__``. They enter first and then look whether the block
@@ -58,6 +58,7 @@ from execmem.errors import (
 from execmem.function import Function
 from execmem.ledger import GATE, Hold, View, hide, tell_holders
 from execmem.memory import NULL, VOID_P, WORD, WORD_MAX, parse_bytes, to_bytes, to_kind, to_name, to_size
+from execmem.retire import close_adrift, let_go
 from execmem.site import poke_block
 
 if TYPE_CHECKING:
@@ -70,12 +71,9 @@ if TYPE_CHECKING:
     from execmem.memory import BytesLike, Libc, Words, WordsLike
 
 FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-READINGS: Final = 5  # of a ledger that changes under the reader
-GONE: Final = (
-    lib.EXECMEM_ECLOSED,
-    lib.EXECMEM_EFORKED,
-    lib.EXECMEM_ESEALED,
-)  # a __del__ that meets these has nothing left to do
+# A __del__ that meets these has nothing left to do.
+GONE: Final = (lib.EXECMEM_ECLOSED, lib.EXECMEM_EFORKED, lib.EXECMEM_ESEALED)
+OWNED: Final[Any] = BlockBase._live  # what an Element hides: whether the object itself has a live block
 
 
 # ---- blocks ----
@@ -115,8 +113,8 @@ class Block(BlockBase):
     def _address_live(self) -> int:
         """Return the address, or raise because the block is gone."""
         self.domain._use()
-        if not self._live:
-            message = f"block {self.name!r} at {self.address:#x} was freed"
+        if not self._live or self._retired:
+            message = f"block {self.name!r} at {self.address:#x} was {'retired' if self._retired else 'freed'}"
             raise FreedAddressError(message)
         return self.address
 
@@ -130,12 +128,16 @@ class Block(BlockBase):
             )
             raise BlockBusyError(message)
 
+    def _refuse_retire(self) -> None:
+        """Raise when the block is gone or going."""
+        self.domain._use()
+        if not self._live or self._retired:
+            message = f"block {self.name!r} at {self.address:#x} was {'retired' if self._retired else 'freed'} before"
+            raise DoubleFreeError(message)
+
     def _refuse_free(self) -> None:
         """Raise when the block cannot be freed."""
-        self.domain._use()
-        if not self._live:
-            message = f"block {self.name!r} at {self.address:#x} was freed before"
-            raise DoubleFreeError(message)
+        self._refuse_retire()
         self._refuse_held()
 
     if FREE_THREADED:  # the method of C relies on the interpreter lock; GATE stands in for it
@@ -144,6 +146,11 @@ class Block(BlockBase):
             """Free the block; it holds traps again at once. Errors are those of the method this one calls."""
             with GATE:
                 super().free()
+
+        def retire(self) -> None:
+            """Free the block as soon as nobody can be inside, as the method does that this one calls."""
+            with GATE:
+                super().retire()
 
     def fill(self, data: BytesLike, offset: SupportsIndex = 0) -> None:
         """Write bytes into the block, ``offset`` bytes from its start.
@@ -191,14 +198,14 @@ class Block(BlockBase):
 
     @property
     def state(self) -> str:
-        """``"reserved"`` (all traps), ``"filled"`` or ``"freed"``; asks C.
+        """``"reserved"`` (all traps), ``"filled"``, ``"retired"`` or ``"freed"``; asks C.
 
         ``"frozen"``: in a forked child that had no memory for the domain's bookkeeping.
         """
         try:
             return memory.find(self._address_live()).state
         except (ClosedError, InvalidAddressError):
-            return "freed"
+            return "retired" if self._retired and not self.domain.closed else "freed"
         except ForkedError:
             return "frozen"
 
@@ -229,8 +236,8 @@ class Block(BlockBase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free the block unless it was freed or is sealed; an error on its way is not hidden behind a holder."""
-        if not self._live or self.domain.closed or self.domain.sealed:
+        """Free the block unless it is gone or sealed; an error on its way is not hidden behind a holder."""
+        if not self._live or self._retired or self.domain.closed or self.domain.sealed:
             return
         with suppress(BlockBusyError) if kind else nullcontext():
             self.free()
@@ -259,6 +266,23 @@ class Element(Block):
         with GATE:  # so that of two threads one frees it
             self._refuse_free()
             self._owner.free([self._place])
+
+    def retire(self) -> None:
+        """Free the block as soon as nobody can be inside; see ``Block.retire``."""
+        with GATE:
+            self._refuse_retire()
+            try:
+                self._own(own=True)
+                super().retire()
+            except BaseException:
+                if not self._retired:  # Ctrl-C may come right after it was
+                    self._own(own=False)
+                raise
+
+    def _own(self, *, own: bool) -> None:
+        """Take the block out of the batch, so that the last to leave the block frees it, or give it back."""
+        OWNED.__set__(self, own)
+        self._owner._live[self._place] = not own
 
 
 class Blocks(Sequence[Block]):
@@ -403,7 +427,7 @@ class Blocks(Sequence[Block]):
 Stats = memory.Stats
 
 
-class Domain(DomainBase):
+class Domain(DomainBase, ledger.Books):
     """Who the memory is for: a limit, a window of addresses, a write mode, statistics; domains form a tree.
 
     Parameters
@@ -670,84 +694,6 @@ class Domain(DomainBase):
             message = f"domain {self.name!r}: {ffi.string(broken).decode()}"
             raise BrokenLawError(message)
 
-    # -- the ledger, not copied: what is shown changes as the domain does --
-
-    def header(self) -> npt.NDArray[np.void]:
-        """Return the ledger's header as an array of one record; counters change under it."""
-        return self._table(0, 1, ledger.HEADER_DTYPE)
-
-    def packs(self) -> npt.NDArray[np.void]:
-        """Return the table of packs, zero-copy and read-only, shape (packs,); row i is pack i of the window.
-
-        The columns are those of ``execmem_pack`` in ``csrc/execmem.h``, those marked private there included. The array
-        counts as a holder: ``close`` is refused until it is dropped. Copy what is to outlive the domain.
-        """
-        with GATE:
-            header = self._ledger()
-            return self._table(header.packs_offset, header.packs_top, ledger.PACK_DTYPE)
-
-    def shards(self) -> npt.NDArray[np.void]:
-        """Return the counters of the domain's parts, zero-copy and read-only, shape (shards,); a domain's are the sums.
-
-        Threads have parts of their own. The columns are those of ``execmem_shard`` in ``csrc/execmem.h``. A holder as
-        in ``packs``.
-        """
-        with GATE:
-            header = self._ledger()
-            return self._table(header.shards_offset, header.shards, ledger.SHARD_DTYPE)
-
-    def blocks(self) -> npt.NDArray[np.void]:
-        """Return the records of live blocks, by address: a copy; about 1 ms a pack.
-
-        The columns are address, size (bytes asked for), name (see ``names``), born_ms, state (1 reserved, 2 filled) and
-        kind (0 text, 1 rodata, 2 data). While other threads place and free, it is read anew up to five times for a
-        picture of one moment; if they never pause, rows of what changed meanwhile may be wrong.
-
-        >>> import execmem
-        >>> with execmem.Domain("doc") as domain:
-        ...     block = domain.place(b"bytes", name="first")
-        ...     records = domain.blocks()
-        ...     records["size"].tolist(), domain.names(records)
-        ([5], ['first'])
-        """
-        with GATE:
-            header = self._ledger()
-            raw = self._raw(header)
-            for _ in range(READINGS):
-                before = self._count("frees"), self._count("allocs")
-                blocks = ledger.read_blocks(raw, header)
-                if before == (self._count("frees"), self._count("allocs")):
-                    break
-            return blocks
-
-    def events(self) -> npt.NDArray[np.void]:
-        """Return recent events, oldest first: a copy of the last 4,096 of each shard; about 0.1 ms a shard.
-
-        The columns are those of ``execmem_event`` in ``csrc/execmem.h``; ``op`` is one of ``enum execmem_event_op``.
-        """
-        with GATE:
-            header = self._ledger()
-            return ledger.read_events(self._raw(header), header)
-
-    def _raw(self, header: Any) -> npt.NDArray[np.uint8]:
-        """Return the whole ledger as bytes, not copied, for as long as ``GATE`` is held."""
-        return np.frombuffer(ffi.buffer(header, header.ledger_size), dtype=np.uint8)
-
-    def names(self, records: npt.NDArray[np.void]) -> list[str]:
-        """Return the names of block records, an empty text for none; about 1 us a name."""
-        with GATE:
-            header = self._ledger()
-            heap = self._table(header.names_offset, header.names_top, ledger.NAME_DTYPE)
-        return [ledger.read_name(heap, cell) for cell in records["name"].tolist()]
-
-    def _table(self, offset: int, count: int, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
-        """Return records of the ledger as an array that keeps the domain and counts as a holder."""
-        with GATE:
-            start = int(ffi.cast(WORD, self._ledger()))
-            table = ledger.Table(self, start + offset, count, dtype.itemsize)
-        records: npt.NDArray[np.void] = np.asarray(table).view(dtype)
-        return records
-
     # -- the end --
 
     def seal(self) -> None:
@@ -797,7 +743,9 @@ class Domain(DomainBase):
 
     def _shut(self, *, force: bool, family: list[Domain]) -> None:
         """Close in C, then tell all of the family."""
+        close_adrift()  # a child may be in the way
         code = lib.execmem_domain_close(self._handle, force)
+        close_adrift()  # one that went along must be forgotten: its handle will be another's
         if code:
             raise_last(code)
         for domain in family:
@@ -811,14 +759,14 @@ class Domain(DomainBase):
             self.parent._children.pop(id(self), None)
 
     def __del__(self, _gate: Any = GATE) -> None:
-        """Close by force, unless a collection came to the domain before it came to who needs it."""
+        """Close by force, but not before what a collection came to later, nor what threads are waited for."""
         with _gate:
             if getattr(self, "_handle", None) is None or self._is_root:
                 return
             if self._holders or self._children:
                 self._lost = True
                 return
-            code = lib.execmem_domain_close(self._handle, 1)
+            code = let_go(self._handle, self.parent)
             self._leave()
             if self.parent is not None and self.parent._lost:
                 self.parent.__del__()
@@ -836,17 +784,12 @@ class Domain(DomainBase):
         with suppress(BusyError, SealedError) if kind else suppress(SealedError):
             self.close(force=True)
 
-    def _count(self, what: str) -> int:
-        """Return the sum of a counter over the shards."""
-        header = self._ledger()
-        shards = ffi.cast("execmem_shard *", int(ffi.cast(WORD, header)) + header.shards_offset)
-        return int(sum(getattr(shards[number], what) for number in range(header.shards))) & WORD_MAX
-
     def __len__(self) -> int:
         """Return the number of live blocks of its own."""
         with GATE:
-            frees = self._count("frees")  # first: who is counted as freed is then counted as given out too
-            return self._count("allocs") - frees
+            gone = self._count("frees")  # first: who is counted as freed is then counted as given out too
+            gone += self._count("retired_blocks")
+            return self._count("allocs") - gone
 
     def __bool__(self) -> bool:
         """Say yes: an empty domain is a domain."""

@@ -48,6 +48,10 @@ def record_dtype(name: str) -> np.dtype[np.void]:
     )
 
 
+WORD: Final = ffi.typeof("uintptr_t")
+WORD_MAX: Final = 2**64 - 1
+READINGS: Final = 5  # of a ledger that changes under the reader
+
 GATE: Final = threading.RLock()  # an RLock: a collection inside it may run a __del__ that frees
 
 
@@ -268,3 +272,101 @@ def read_events(raw: npt.NDArray[np.uint8], header: Any) -> npt.NDArray[np.void]
         times.append(np.maximum.accumulate(rings[-1]["time_ms"]))
     events = np.concatenate(rings)
     return events[np.argsort(np.concatenate(times), kind="stable")]
+
+
+# ---- a domain's own ledger ----
+
+
+class Books:
+    """What a ``Domain`` shows of its ledger, not copied: what is shown changes as the domain does."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _holders: dict[int, str]
+
+        def _ledger(self) -> Any:
+            """Return the header, or raise because the domain is closed; read it under ``GATE``."""
+
+    def header(self) -> npt.NDArray[np.void]:
+        """Return the ledger's header as an array of one record; counters change under it."""
+        return self._table(0, 1, HEADER_DTYPE)
+
+    def packs(self) -> npt.NDArray[np.void]:
+        """Return the table of packs, zero-copy and read-only, shape (packs,); row i is pack i of the window.
+
+        The columns are those of ``execmem_pack`` in ``csrc/execmem.h``, those marked private there included. The array
+        counts as a holder: ``close`` is refused until it is dropped. Copy what is to outlive the domain.
+        """
+        with GATE:
+            header = self._ledger()
+            return self._table(header.packs_offset, header.packs_top, PACK_DTYPE)
+
+    def shards(self) -> npt.NDArray[np.void]:
+        """Return the counters of the domain's parts, zero-copy and read-only, shape (shards,); a domain's are the sums.
+
+        Threads have parts of their own. The columns are those of ``execmem_shard`` in ``csrc/execmem.h``. A holder as
+        in ``packs``.
+        """
+        with GATE:
+            header = self._ledger()
+            return self._table(header.shards_offset, header.shards, SHARD_DTYPE)
+
+    def blocks(self) -> npt.NDArray[np.void]:
+        """Return the records of live blocks, by address: a copy; about 1 ms a pack.
+
+        The columns are address, size (bytes asked for), name (see ``names``), born_ms, state (1 reserved, 2 filled) and
+        kind (0 text, 1 rodata, 2 data). While other threads place and free, it is read anew up to five times for a
+        picture of one moment; if they never pause, rows of what changed meanwhile may be wrong.
+
+        >>> import execmem
+        >>> with execmem.Domain("doc") as domain:
+        ...     block = domain.place(b"bytes", name="first")
+        ...     records = domain.blocks()
+        ...     records["size"].tolist(), domain.names(records)
+        ([5], ['first'])
+        """
+        with GATE:
+            header = self._ledger()
+            raw = self._raw(header)
+            moving = ("frees", "allocs", "retired_blocks")
+            for _ in range(READINGS):
+                before = [self._count(what) for what in moving]
+                blocks = read_blocks(raw, header)
+                if before == [self._count(what) for what in moving]:
+                    break
+            return blocks
+
+    def events(self) -> npt.NDArray[np.void]:
+        """Return recent events, oldest first: a copy of the last 4,096 of each shard; about 0.1 ms a shard.
+
+        The columns are those of ``execmem_event`` in ``csrc/execmem.h``; ``op`` is one of ``enum execmem_event_op``.
+        """
+        with GATE:
+            header = self._ledger()
+            return read_events(self._raw(header), header)
+
+    def _raw(self, header: Any) -> npt.NDArray[np.uint8]:
+        """Return the whole ledger as bytes, not copied, for as long as ``GATE`` is held."""
+        return np.frombuffer(ffi.buffer(header, header.ledger_size), dtype=np.uint8)
+
+    def names(self, records: npt.NDArray[np.void]) -> list[str]:
+        """Return the names of block records, an empty text for none; about 1 us a name."""
+        with GATE:
+            header = self._ledger()
+            heap = self._table(header.names_offset, header.names_top, NAME_DTYPE)
+        return [read_name(heap, cell) for cell in records["name"].tolist()]
+
+    def _table(self, offset: int, count: int, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+        """Return records of the ledger as an array that keeps the domain and counts as a holder."""
+        with GATE:
+            start = int(ffi.cast(WORD, self._ledger()))
+            table = Table(self, start + offset, count, dtype.itemsize)
+        records: npt.NDArray[np.void] = np.asarray(table).view(dtype)
+        return records
+
+    def _count(self, what: str) -> int:
+        """Return the sum of a counter over the shards."""
+        header = self._ledger()
+        shards = ffi.cast("execmem_shard *", int(ffi.cast(WORD, header)) + header.shards_offset)
+        return int(sum(getattr(shards[number], what) for number in range(header.shards))) & WORD_MAX

@@ -545,7 +545,9 @@ class Stats:
     ``memfd_create`` is refused), or ``"private"``. ``held_blocks`` were
     freed and are kept as they are until forked processes that may run them are gone; ``held_bytes`` are theirs.
     ``idle_bytes`` are those of packs that no block has, live or held: free, or kept freed, in
-    quarantine or for reuse; what random gaps waste is among them. ``sealed`` is as ``Domain.sealed``.
+    quarantine or for reuse; what random gaps waste is among them. ``retired_bytes`` of
+    ``retired_blocks`` wait for threads that may be inside: they are used and charged, but not live. ``sealed`` is as
+    ``Domain.sealed``.
     In a forked child ``packs`` and the blocks are also those it inherited, while ``resident_bytes``, ``idle_bytes``
     and ``largest_free`` are of its own packs alone: the others are its parent's memory.
     """
@@ -586,6 +588,8 @@ class Stats:
     sealed: str | None
     trust: int
     held_bytes: int
+    retired_bytes: int
+    retired_blocks: int
 
     def as_dict(self) -> dict[str, int | str | bool | None]:
         """Return the same as a dict."""

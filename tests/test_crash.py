@@ -294,6 +294,27 @@ CRIMES: Final[dict[str, tuple[str, signal.Signals, tuple[str, ...]]]] = {
         signal.SIGTRAP,
         (FREED, 'block "of the thread", 1 byte at', AGE),
     ),
+    "run_past_end_of_retired": (
+        """
+        with execmem.online():
+            b = domain.place(bytes.fromhex("9090"), name="replaced")
+            b.retire()
+            call(b.address)
+        """,
+        signal.SIGTRAP,
+        ('there: retired block "replaced", 2 bytes at', "0 bytes past its end", DOMAIN, "ran past its end"),
+    ),
+    "call_freed_after_retiring": (
+        """
+        with execmem.online():
+            block.retire()
+            call(address)
+        execmem.retire_wait()
+        call(address)
+        """,
+        signal.SIGTRAP,
+        (FREED, 'block "add7", 5 bytes at', AGE),
+    ),
     "free_while_running": (
         """
         spin = domain.place(bytes.fromhex("ebfe"), name="spin")  # jmp to itself

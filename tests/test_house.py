@@ -170,11 +170,11 @@ def system_calls_in_their_files(tree: Tree) -> list[str]:
 # Lowest first. A file may include what stands on a lower floor and, on its own floor, what stands to its left.
 C_FLOORS: Final = (
     ("execmem.h", "base", "sys", "error"),
-    ("arch", "room", "map", "pack", "park", "index", "ledger", "grave"),
+    ("arch", "room", "map", "pack", "park", "index", "ledger", "grave", "grace"),
     ("poke", "live"),
     ("domain", "report", "supply", "quarantine", "fork", "seal", "stats"),
     ("block",),
-    ("batch", "execmem", "site"),
+    ("batch", "execmem", "site", "retire"),
     ("pyblock",),
     ("patch", "object", "function", "bpf"),
 )
@@ -240,7 +240,8 @@ def bookkeeping_is_pure(tree: Tree) -> list[str]:
 
 # Lowest first. A module may import what stands before it. "execmem" is the front page.
 MODULES: Final = (
-    *("_core", "errors", "ledger", "memory", "hardening", "site", "function", "domain", "patch", "object", "execmem"),
+    *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
+    *("patch", "object", "execmem"),
     *("draw", "demo_code", "demo", "soak", "cli", "__main__"),
 )
 

@@ -66,7 +66,7 @@ static void open_domain(int mode)
 	domain->map.traps = traps;
 	domain->plain = false;
 	for (uint32_t i = 0; i < domain->shard_count; i++)
-		domain->shards[i]->plain = false;
+		em_domain_set_plain(domain->shards[i], false);
 }
 
 static uint64_t live(void)
