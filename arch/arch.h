@@ -21,6 +21,9 @@ struct em_arch_insn {
 	uint8_t distance_at;   /* where in it lie the bytes that hold how far it is to what it jumps to, or reads and writes, */
 	uint8_t distance_size; /* and how many; 0: there are none, and it does the same wherever it lies */
 	bool branches;         /* it jumps there */
+	bool calls;            /* and comes back */
+	bool ends;             /* what follows it in memory is not run after it */
+	bool nothing;          /* it is for nothing, whatever it looks like */
 	bool resumes;          /* interrupted it may go on, or be started anew, by its own address: it cannot be changed meanwhile */
 };
 
@@ -36,6 +39,13 @@ enum em_arch_live {
 
 enum em_arch_encoded { EM_ARCH_ENCODED, EM_ARCH_ENCODE_LENGTH, EM_ARCH_ENCODE_REACH }; /* or why not */
 
+/* What became of an instruction that was to lie elsewhere; at its end what it did before is done. */
+enum em_arch_moved {
+	EM_ARCH_MOVED,
+	EM_ARCH_MOVED_FAR,   /* not: what it reads or jumps to is out of reach there */
+	EM_ARCH_MOVED_NEVER, /* not: it has no form that does the same there */
+};
+
 enum { EM_ARCH_INSN_MAX = 15 }; /* bytes of the longest instruction of any CPU */
 
 struct em_arch {
@@ -50,6 +60,16 @@ struct em_arch {
 	bool (*is_trap)(const void *bytes, size_t len); /* are all of these bytes trap fill? */
 	uint32_t trap_size;                             /* bytes of one trap instruction */
 	uint64_t branch_reach;                          /* bytes either way that one relative call covers */
+	uint32_t branch_size;                           /* bytes of a branch, or call, that reaches so far */
+	/* The first instruction of what an indirect branch may go to, where the CPU checks that; it does nothing where not. */
+	uint32_t (*encode_landing)(uint8_t *out);
+	uint32_t landing_size;
+	/* To anywhere, through the address that stands behind it; always far_branch_size bytes, at a multiple of far_branch_align. */
+	uint32_t (*encode_far_branch)(uint8_t *out, uint64_t to);
+	uint32_t far_branch_size, far_branch_align;
+	/* A function that gives 0 at once. */
+	uint32_t (*encode_empty)(uint8_t *out);
+	uint32_t empty_size;
 	/* A thread's rights to memory under protection keys, as its register holds them, changed: a key opened for reading and writing, or
 	 * shut for both. NULL: keys are not known here. */
 	uint64_t (*key_rights)(uint64_t rights, int key, bool open);
@@ -73,6 +93,9 @@ struct em_arch {
 
 	/* The instruction that `code` begins with. False: it is not known, or not over within `len` bytes. */
 	bool (*decode)(const void *code, size_t len, struct em_arch_insn *out);
+	/* The instruction that `decode` told of, lying at `from`, written to `out` for `to`; *len: its bytes there, EM_ARCH_INSN_MAX at most. */
+	enum em_arch_moved (*move)(const uint8_t *code, const struct em_arch_insn *insn, uint64_t from, uint64_t to, uint8_t *out,
+	                           uint32_t *len);
 
 	/* ---- poke.c: on this CPU ---- */
 

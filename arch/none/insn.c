@@ -31,6 +31,18 @@ static enum em_arch_encoded encode(int insn, uint64_t site, uint64_t target, uin
 
 /* No length is that of an instruction, so nobody emulates any. */
 
+static uint32_t encode_landing(uint8_t *out)
+{
+	(void)out;
+	return 0;
+}
+
+static uint32_t encode_far_branch(uint8_t *out, uint64_t to)
+{
+	(void)out, (void)to;
+	return 0;
+}
+
 /* ---- live changes ---- */
 
 static enum em_arch_live live_change(uint64_t site, const uint8_t *old_bytes, const uint8_t *new_bytes, size_t len, bool memory,
@@ -50,10 +62,15 @@ const struct em_arch em_arch_none = {
 	.is_trap = is_trap,
 	.trap_size = 1,
 	.branch_reach = 0,
+	.encode_landing = encode_landing,
+	.encode_far_branch = encode_far_branch,
+	.far_branch_align = 1,
+	.encode_empty = encode_landing,
 	.encode = encode,
 	.live_change = live_change,
 	.live_unit = 1,
 	.decode = em_none_decode,
+	.move = em_none_move,
 	.fill_sync = EM_ARCH_SYNC_CORES,
 	.flush = em_none_flush,
 };

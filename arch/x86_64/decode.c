@@ -8,6 +8,8 @@
  */
 #include "room.h"
 
+#include <string.h>
+
 enum {
 	LONGEST = 15,
 	OPERAND_16 = 1, /* prefix 66 */
@@ -178,6 +180,39 @@ static bool is_resumed(unsigned map, uint8_t opcode, unsigned prefixes, bool vec
 	       ((opcode >= 0x6C && opcode <= 0x6F) || (opcode >= 0xA4 && opcode <= 0xA7) || (opcode >= 0xAA && opcode <= 0xAF));
 }
 
+/* ret, iret, jmp, hlt, and ud2, which ends whatever runs it */
+static bool is_end(unsigned map, uint8_t opcode, uint8_t modrm)
+{
+	unsigned reg = modrm >> 3 & 7;
+
+	if (map == 1)
+		return opcode == 0x0B;
+	if (map != 0)
+		return false;
+	switch (opcode) {
+	case 0xC2:
+	case 0xC3:
+	case 0xCA:
+	case 0xCB:
+	case 0xCF:
+	case 0xE9:
+	case 0xEB:
+	case 0xF4:
+		return true;
+	default:
+		return opcode == 0xFF && (reg == 4 || reg == 5);
+	}
+}
+
+/* nop, and those of more bytes whose operand is in memory, which they do not touch */
+static bool is_nothing(unsigned map, uint8_t opcode, uint8_t modrm, unsigned prefixes)
+{
+	if (prefixes & (REPEAT | LOCKED))
+		return false; /* pause, and what a later CPU makes of it */
+	return (map == 0 && opcode == 0x90 && !(prefixes & REX)) ||
+	       (map == 1 && opcode == 0x1F && (modrm >> 3 & 7) == 0 && modrm < 0xC0);
+}
+
 /* Reads all prefixes and the opcode's first byte, which is returned. */
 static uint8_t read_prefixes(struct reader *r)
 {
@@ -267,6 +302,9 @@ bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out)
 		out->branches = one_byte[r.at[0]] == 'j' || one_byte[r.at[0]] == 'J';
 		out->distance_at = out->branches;
 		out->distance_size = out->branches ? out->length - 1 : 0;
+		out->calls = r.at[0] == 0xE8;
+		out->nothing = is_nothing(0, r.at[0], 0, 0);
+		out->ends = is_end(0, r.at[0], 0);
 		return out->length <= len;
 	}
 	opcode = read_prefixes(&r);
@@ -297,10 +335,62 @@ bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out)
 		out->distance_at = (uint8_t)r.done;
 		out->distance_size = what == 'j' ? 1 : 4;
 		out->branches = true;
+		out->calls = !vector && map == 0 && opcode == 0xE8;
 	}
 	for (uint32_t rest = bytes_of(what, r.prefixes, modrm >> 3 & 7); rest > 0; rest--)
 		(void)next(&r);
+	out->nothing = !vector && is_nothing(map, opcode, modrm, r.prefixes);
+	out->ends = !vector && is_end(map, opcode, modrm);
 	out->resumes = is_resumed(map, opcode, r.prefixes, vector);
 	out->length = (uint8_t)r.done;
 	return !r.short_of;
+}
+
+/* ---- one instruction elsewhere ---- */
+
+enum { JMP_SHORT = 0xEB, JMP_NEAR = 0xE9, JCC_NEAR = 0x80 };
+
+/* jmp and jcc of one byte become those of four; loop and jrcxz have no such form. Writes all but the distance. */
+static uint32_t widen(const uint8_t *code, uint8_t *out)
+{
+	if (code[0] == JMP_SHORT) {
+		out[0] = JMP_NEAR;
+		return 1;
+	}
+	if ((code[0] & 0xF0) != 0x70)
+		return 0;
+	out[0] = 0x0F;
+	out[1] = JCC_NEAR | (code[0] & 0xF);
+	return 2;
+}
+
+/* What it reaches stays; so the distance changes by as much as its end moves. */
+enum em_arch_moved em_x86_64_move(const uint8_t *code, const struct em_arch_insn *insn, uint64_t from, uint64_t to, uint8_t *out,
+                                  uint32_t *len)
+{
+	uint32_t at = insn->distance_at, size = insn->length;
+	int32_t near_distance;
+	int64_t distance;
+
+	if (insn->distance_size == 1) {
+		distance = (int8_t)code[at];
+		at = at == 1 ? widen(code, out) : 0; /* with prefixes: not known to mean the same */
+		if (at == 0)
+			return EM_ARCH_MOVED_NEVER;
+		size = at + 4;
+	} else {
+		memcpy(out, code, size);
+		*len = size;
+		if (insn->distance_size == 0)
+			return EM_ARCH_MOVED;
+		memcpy(&near_distance, code + at, sizeof near_distance);
+		distance = near_distance;
+	}
+	distance += (int64_t)(from + insn->length - (to + size));
+	if (distance != (int32_t)distance)
+		return EM_ARCH_MOVED_FAR;
+	near_distance = (int32_t)distance;
+	memcpy(out + at, &near_distance, sizeof near_distance);
+	*len = size;
+	return EM_ARCH_MOVED;
 }

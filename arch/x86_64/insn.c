@@ -27,7 +27,7 @@ static uint64_t key_rights(uint64_t rights, int key, bool open)
 
 /* ---- branches and nothing ---- */
 
-enum { SHORT = 2, NEAR = 5, NOP_MAX = 9 };
+enum { SHORT = 2, NEAR = 5, FAR = 14, NOP_MAX = 9, LANDING = 4, EMPTY = 3 };
 
 static bool distance_of(uint64_t site, size_t len, uint64_t target, int64_t reach, int32_t *out)
 {
@@ -59,13 +59,37 @@ static enum em_arch_encoded encode(int insn, uint64_t site, uint64_t target, uin
 		memcpy(out, nops[len - 1], len);
 		return EM_ARCH_ENCODED;
 	}
-	if (len != NEAR && !(len == SHORT && insn == EXECMEM_INSN_JUMP))
+	if (len != NEAR && !(insn == EXECMEM_INSN_JUMP && (len == SHORT || (len > NEAR && len <= EM_ARCH_INSN_MAX))))
 		return EM_ARCH_ENCODE_LENGTH;
 	if (!distance_of(site, len, target, len == SHORT ? 1 << 7 : 1ll << 31, &distance))
 		return EM_ARCH_ENCODE_REACH;
+	for (; len > NEAR; len--)
+		*out++ = EM_X86_64_CS; /* does nothing before a jump */
 	out[0] = insn == EXECMEM_INSN_CALL ? 0xE8 : len == SHORT ? 0xEB : 0xE9;
 	memcpy(out + 1, &distance, len - 1);
 	return EM_ARCH_ENCODED;
+}
+
+/* jmp *0(%rip) */
+static uint32_t encode_far_branch(uint8_t *out, uint64_t to)
+{
+	memcpy(out, (const uint8_t[]){0xFF, 0x25, 0, 0, 0, 0}, 6);
+	memcpy(out + 6, &to, 8);
+	return FAR;
+}
+
+/* endbr64 */
+static uint32_t encode_landing(uint8_t *out)
+{
+	memcpy(out, (const uint8_t[]){0xF3, 0x0F, 0x1E, 0xFA}, LANDING);
+	return LANDING;
+}
+
+/* xor %eax, %eax; ret */
+static uint32_t encode_empty(uint8_t *out)
+{
+	memcpy(out, (const uint8_t[]){0x31, 0xC0, 0xC3}, EMPTY);
+	return EMPTY;
 }
 
 /* The condition of a jcc, by the low four bits of its opcode (Intel SDM vol. 1, appendix B). */
@@ -168,11 +192,20 @@ const struct em_arch em_arch_x86_64 = {
 	.trap_size = 1,
 	.branch_reach = (1ull << 31) - (1ull << 20), /* rel32, less a margin for the branch's own end */
 	.key_rights = key_rights,
+	.branch_size = NEAR,
+	.encode_landing = encode_landing,
+	.landing_size = LANDING,
+	.encode_far_branch = encode_far_branch,
+	.far_branch_size = FAR,
+	.far_branch_align = 1,
+	.encode_empty = encode_empty,
+	.empty_size = EMPTY,
 	.encode = encode,
 	.live_change = live_change,
 	.live_unit = 1,
 	.emulate = emulate,
 	.decode = em_x86_64_decode,
+	.move = em_x86_64_move,
 	.fill_sync = EM_ARCH_SYNC_NONE,
 	.flush = NULL,
 	.fill_traps_past = em_x86_64_fill_traps_past,
