@@ -27,6 +27,7 @@ execmem_domain *em_domain_default; /* NULL again in a forked child */
 /* Everything is still while the process forks, so that the child inherits it whole. */
 static void before_fork(void)
 {
+	em_domain_users_at_fork.prepare();
 	em_sys_lock(&tree_lock);
 	em_domain_at_fork.prepare(em_domain_default);
 }
@@ -35,6 +36,7 @@ static void in_parent(void)
 {
 	em_domain_at_fork.in_parent(em_domain_default);
 	em_sys_unlock(&tree_lock);
+	em_domain_users_at_fork.in_parent();
 }
 
 /* Only the forking thread lives on. Domains that cannot be used here keep their number of forks, which is not ours any more; then the
@@ -45,6 +47,7 @@ static void in_forked_child(void)
 	tree_lock = (struct em_lock){.rank = EM_RANK_TREE};
 	if (!em_domain_at_fork.in_child(em_domain_default, em_domain_forks))
 		__atomic_store_n(&em_domain_default, NULL, __ATOMIC_RELEASE);
+	em_domain_users_at_fork.in_child();
 }
 
 /* When the library is loaded: a fork during its first use by another thread must find them, or the child would never get the tree's lock. */

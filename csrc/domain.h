@@ -8,10 +8,10 @@
  * for memory has a shard for its home: the first EM_SHARDS threads one each, later ones share. A block is freed under the lock of the
  * shard whose pack it lies in, whoever frees it. A pack that stands idle in one shard can be taken over by another (supply.c).
  *
- * Locks, in the order in which they may be taken: the tree's, one domain's `admin`, the shards' by number, `packs`, `names`, those
- * of grace.c and fork.c, of breakpoints (sys_trap.c), and the one that stops threads. Where several domains are locked it is by one who holds the
- * tree's, parents before children. Charges up the tree are atomic and take no lock; a domain under which nothing ever had a limit is not
- * charged at all.
+ * Locks, in the order in which they may be taken: that of patch.c, the tree's, one domain's `admin`, the shards' by number, `packs`,
+ * `names`, those of grace.c and fork.c, of breakpoints (sys_trap.c), and the one that stops threads. Where several domains are locked it is
+ * by one who holds the tree's, parents before children. Charges up the tree are atomic and take no lock; a domain under which nothing ever
+ * had a limit is not charged at all.
  *
  *   tree    who is whose parent; opening and closing          shard   its packs, their blocks and records, its counters
  *   admin   adding shards; held by whoever wants all of them   packs   which packs are present; the file's size; the spares
@@ -108,6 +108,14 @@ struct em_domain_at_fork {
 	bool (*in_child)(execmem_domain *root, uint32_t forks); /* false: the inherited domains cannot be used here */
 };
 extern const struct em_domain_at_fork em_domain_at_fork;
+
+/* The same of what is built on domains and has a lock that is taken before the tree's. patch.c has it. */
+struct em_domain_users_at_fork {
+	void (*prepare)(void);
+	void (*in_parent)(void);
+	void (*in_child)(void);
+};
+extern const struct em_domain_users_at_fork em_domain_users_at_fork;
 
 extern uint32_t em_domain_forks; /* forks that lie between the first process and this one */
 extern execmem_domain *em_domain_default; /* the root; atomic; NULL until first used */

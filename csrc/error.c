@@ -36,6 +36,7 @@ static const struct {
 	{EXECMEM_EMISALIGNED, "EMISALIGNED"},
 	{EXECMEM_EINSN, "EINSN"},
 	{EXECMEM_EREACH, "EREACH"},
+	{EXECMEM_EENTRY, "EENTRY"},
 };
 
 /* Name; who refuses what; what to do. */

@@ -41,7 +41,8 @@ enum execmem_error {
 	EXECMEM_ECHANGED = -16,    /* the bytes at a site are not those that were to be replaced */
 	EXECMEM_EMISALIGNED = -17, /* this CPU changes no instruction that lies so */
 	EXECMEM_EINSN = -18, /* not one instruction for one of the same length, or one that cannot be changed while it may run */
-	EXECMEM_EREACH = -19 /* no branch of this length reaches the target */
+	EXECMEM_EREACH = -19, /* no branch of this length reaches the target */
+	EXECMEM_EENTRY = -20  /* a function that begins so cannot be hooked, or not while it may be running */
 };
 
 enum execmem_kind { EXECMEM_TEXT = 0, EXECMEM_RODATA = 1, EXECMEM_DATA = 2, EXECMEM_KINDS = 3 };
@@ -398,7 +399,7 @@ typedef struct execmem_poke_site {
 int execmem_poke_batch(const execmem_poke_site *sites, size_t count);
 
 /* Writes the instruction (enum execmem_insn) of exactly `len` bytes that does nothing, or goes from `site` to `target`. x86-64: nothing
- * of 1 to 9 bytes, a jump of 2 or 5, a call of 5. EINVAL: none has that length; EREACH: the target is too far. */
+ * of 1 to 9 bytes, a jump of 2 or 5 to 15, a call of 5. EINVAL: none has that length; EREACH: the target is too far. */
 int execmem_encode(int insn, const void *site, const void *target, void *out, size_t len);
 
 /* ---- code that was replaced: docs/retire.md ----
@@ -429,6 +430,93 @@ int execmem_retire_poll(void);
 int execmem_retire_wait(uint64_t timeout_ms);
 int execmem_retire_count(execmem_retirement *out);
 const char *execmem_retire_check(void); /* NULL: lawful, else the broken law */
+
+/* ---- patches: branches that are changed while they run, by execmem_poke_batch ----
+ *
+ * None of these holds the code it is in: whoever frees a block takes its sites out first, and keeps what branches lead to until no
+ * thread can be inside. A site that is stale all the same is told (EFREED, ECHANGED) unless the same bytes came to lie there. */
+
+enum execmem_patch_flags {
+	EXECMEM_PATCH_VENEER = 1, /* what no branch reaches is reached through a veneer: 64 bytes in the domain, and an indirect jump */
+	EXECMEM_PATCH_QUIET = 2 /* nobody runs the instructions that change, nor will until the call returns */
+};
+
+/* A static key: a yes or no that costs code that asks it one instruction for nothing, or one jump. Its sites are such instructions. */
+typedef struct execmem_key execmem_key;
+
+typedef struct execmem_key_site {
+	uint64_t site; /* where code asks: an instruction for nothing, or a jump to the target, as execmem_encode writes them */
+	uint64_t target; /* where it goes while the key is on; while it is off it goes on behind the site */
+	uint32_t len; /* bytes of the instruction; 0: of the branch that reaches furthest. x86-64: 2 or 5 */
+	uint32_t inverted; /* 1: it goes to the target while the key is off */
+} execmem_key_site;
+
+int execmem_key_make(int on, execmem_key **out);
+/* A table of sites at once, in any order, of any domains. They become what the key is now. All or none; execmem_error_index() tells which
+ * is refused: by EREACH, by what refuses an execmem_poke, or EINVAL where it overlaps another of the key. */
+int execmem_key_add(execmem_key *key, const execmem_key_site *sites, size_t count);
+/* Forgets the sites in [start, start + size), and leaves their instructions as they are. */
+int execmem_key_remove(execmem_key *key, const void *start, size_t size);
+/* All sites of a domain change in one execmem_poke_batch. What the key is already is nothing to do. An error: it is as it was, or the
+ * text tells which instructions are not. */
+int execmem_key_set(execmem_key *key, int on);
+int execmem_key_is_on(const execmem_key *key); /* 1 or 0 */
+size_t execmem_key_count(const execmem_key *key); /* of sites */
+const char *execmem_key_check(const execmem_key *key); /* NULL: each site is what the key is, else the broken law */
+int execmem_key_free(execmem_key *key); /* forgets all sites */
+
+/* A static call: a function that is one jump, whose target changes. A call to its entry costs a direct jump more than a direct call; sites
+ * that are added call, or jump, to the target itself. */
+typedef struct execmem_call execmem_call;
+
+/* Places the entry in a domain. `target` NULL: a call returns at once, and gives 0. EREACH without EXECMEM_PATCH_VENEER: nothing is placed.
+ * `name` may be NULL. */
+int execmem_call_make(execmem_domain *domain, const void *target, int flags, const char *name, execmem_call **out);
+void *execmem_call_entry(const execmem_call *call); /* the same for its life */
+const void *execmem_call_target(const execmem_call *call);
+/* From the return on every call that begins goes to the target. A veneer is kept for the next time the same target is set. Likewise EREACH. */
+int execmem_call_set(execmem_call *call, const void *target, int flags);
+/* Branches as long as those of execmem_key_site, which jump or call to the entry or the target: from now on to the target, or where
+ * that is too far to the veneer or the entry. All or none. */
+int execmem_call_add(execmem_call *call, const uint64_t *sites, size_t count);
+int execmem_call_remove(execmem_call *call, const void *start, size_t size); /* forgets sites, which stay as they are */
+const char *execmem_call_check(const execmem_call *call);
+int execmem_call_free(execmem_call *call); /* EBUSY while it has sites */
+
+/* A hook: code that runs instead of a function, and may call what it would have been. */
+typedef struct execmem_hook execmem_hook;
+
+/* All zero is right for functions made with -fpatchable-function-entry=N, or that have a block each. */
+typedef struct execmem_hook_options {
+	execmem_domain *domain; /* of what the hook needs: up to 192 bytes. NULL: the function's */
+	uint64_t size; /* bytes of the function, all of which are code; 0: to the end of its block */
+	uint32_t before; /* bytes before it that are there for patching and do nothing: M of -fpatchable-function-entry=N,M */
+	uint32_t reserved;
+} execmem_hook_options;
+
+/* Looks how the function at `function`, in a block, can be hooked, and makes what its hooks need; nothing changes for who runs it. What
+ * begins a function that checks indirect branches (endbr64) stays. After it one of these is replaced by a jump:
+ *   one instruction of the length of a jump or more; also one for nothing
+ *   one of 2 bytes where `before` has room for a jump: 2 bytes jump there
+ *   several: EXECMEM_PATCH_QUIET is needed to replace them
+ * What is not for nothing is copied to lie elsewhere. EENTRY: it cannot be, or a branch of the function leads to it, or the function has
+ * bytes that are no known instruction. `options` may be NULL. */
+int execmem_hook_make(void *function, const execmem_hook_options *options, execmem_hook **out);
+/* What the function would be without this hook and those before it: callable from now until the hook is freed. */
+const void *execmem_hook_original(const execmem_hook *hook);
+/* `replacement` is run for every call of the function that begins after this. Of several hooks the one of higher priority is run
+ * first, among equals the one attached last. EREACH, without EXECMEM_PATCH_VENEER; EENTRY, without EXECMEM_PATCH_QUIET where that is needed. */
+int execmem_hook_attach(execmem_hook *hook, const void *replacement, int priority, int flags);
+/* Calls that begin after this do not run it; others may be inside. With the last hook the function is what it was, byte for byte; but
+ * several instructions are put back with EXECMEM_PATCH_QUIET only, then or later: until then it jumps to their copy. */
+int execmem_hook_detach(execmem_hook *hook, int flags);
+int execmem_hook_is_attached(const execmem_hook *hook);
+const char *execmem_hook_check(const execmem_hook *hook);
+/* When nobody is inside what it called original. EBUSY: it is attached, or several instructions are still to be put back. */
+int execmem_hook_free(execmem_hook *hook);
+/* Makes the instructions for nothing that a function begins with, `size` bytes, one, so that it can be hooked while it runs: for functions
+ * just placed that nobody runs yet. EENTRY: there are others. */
+int execmem_hook_prepare(void *function, size_t size);
 
 int execmem_find(const void *address, execmem_info *out); /* any byte of a live block */
 

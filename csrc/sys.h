@@ -199,6 +199,7 @@ struct em_lock {
 /* The order in which a thread may take locks (domain.h), asserted in debug builds (sys_order.c). */
 enum em_sys_rank {
 	EM_RANK_NONE, /* not looked at */
+	EM_RANK_PATCH,
 	EM_RANK_TREE,
 	EM_RANK_ADMIN,
 	EM_RANK_SHARD, /* and its number */

@@ -15,7 +15,8 @@ static _Thread_local struct {
 void em_sys_order_take(const struct em_lock *lock)
 {
 	uint8_t last = held.count > 0 ? held.locks[held.count - 1]->rank : EM_RANK_NONE;
-	bool next_domain = lock->rank == EM_RANK_ADMIN && held.count > 0 && held.locks[0]->rank == EM_RANK_TREE;
+	uint32_t outer = held.count > 0 && held.locks[0]->rank == EM_RANK_PATCH; /* a fork takes it before the tree's */
+	bool next_domain = lock->rank == EM_RANK_ADMIN && held.count > outer && held.locks[outer]->rank == EM_RANK_TREE;
 
 	if (lock->rank == EM_RANK_NONE || held.count == HELD_MAX)
 		return;

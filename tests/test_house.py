@@ -176,7 +176,7 @@ C_FLOORS: Final = (
     ("block",),
     ("batch", "execmem", "site", "retire"),
     ("pyblock",),
-    ("patch", "object", "function", "bpf"),
+    ("patch", "hook", "object", "function", "bpf"),
 )
 C_PLACES: Final = {name: place for place, name in enumerate(name for floor in C_FLOORS for name in floor)}
 PURE: Final = {  # these hold no state of their own and call nobody: each with all that it may include of ours

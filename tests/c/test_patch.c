@@ -1,0 +1,901 @@
+/* test_patch: static keys, static calls and hooks, while two threads run what they change; what is refused; failures of the system.
+ *
+ * usage: test_patch [switches in each mode]
+ */
+#include "test.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { SITES = 1000, THREADS = 2, FEW = 8 };
+
+static execmem_domain *domain, *second;
+static uint64_t seed = 5;
+
+static execmem_domain *open_one(const char *name, int mode)
+{
+	execmem_options options = {.name = name, .write_mode = mode};
+	execmem_domain *d;
+
+	EXPECT(execmem_domain_open(&options, &d) == 0);
+	return d;
+}
+
+static void open_domains(int mode)
+{
+	domain = open_one("patch", mode);
+	second = open_one("second", mode);
+}
+
+static void close_domains(void)
+{
+	EXPECT_LAWFUL(domain);
+	EXPECT_LAWFUL(second);
+	EXPECT(execmem_domain_close(domain, 1) == 0);
+	EXPECT(execmem_domain_close(second, 1) == 0);
+}
+
+static uint64_t live_blocks(execmem_domain *d)
+{
+	execmem_shard sum;
+
+	EXPECT(execmem_domain_count(d, &sum) == 0);
+	return sum.allocs - sum.frees;
+}
+
+static uint8_t *place(execmem_domain *d, const void *code, size_t len)
+{
+	void *out;
+
+	EXPECT(execmem_place(d, EXECMEM_TEXT, code, len, 16, NULL, &out) == 0);
+	return out;
+}
+
+static uint32_t call(const void *code)
+{
+	return ((uint32_t (*)(void))(uintptr_t)code)();
+}
+
+static void put_number(uint8_t *at, uint32_t number)
+{
+	memcpy(at, &number, sizeof number);
+}
+
+/* mov eax, number; ret */
+static uint8_t *place_number(execmem_domain *d, uint32_t number)
+{
+	uint8_t code[] = {0xB8, 0, 0, 0, 0, 0xC3};
+
+	put_number(code + 1, number);
+	return place(d, code, sizeof code);
+}
+
+static uint32_t far_away(void)
+{
+	return 77;
+}
+
+static void test_long_jumps(void)
+{
+	uint8_t *site = (uint8_t *)0x10000000, out[16];
+
+	for (size_t len = 6; len <= EXECMEM_SITE_MAX; len++) {
+		EXPECT(execmem_encode(EXECMEM_INSN_JUMP, site, site + len + 0x100, out, len) == 0);
+		EXPECT(out[0] == 0x2E && out[len - 6] == 0x2E && memcmp(out + len - 5, "\xE9\x00\x01\x00\x00", 5) == 0);
+		EXPECT(execmem_encode(EXECMEM_INSN_CALL, site, site, out, len) == EXECMEM_EINVAL);
+	}
+	EXPECT(execmem_encode(EXECMEM_INSN_JUMP, site, site + 9 + 0x80000000, out, 9) == EXECMEM_EREACH);
+	EXPECT(execmem_encode(EXECMEM_INSN_JUMP, site, site, out, 16) == EXECMEM_EINVAL);
+}
+
+/* ---- running what changes: each function gives one of two values, and `now` says which, but for the time of a change ---- */
+
+static struct {
+	const uint8_t *code[FEW];
+	int count;
+	uint32_t values[2];
+	bool nested;
+	_Atomic uint32_t epoch; /* odd: a change is on its way */
+	_Atomic int now;
+	_Atomic bool stop;
+	_Atomic int running;
+	_Atomic uint64_t calls;
+	pthread_t ids[THREADS];
+} runners;
+
+static void *run(void *unused)
+{
+	uint64_t calls = 0;
+
+	atomic_fetch_add(&runners.running, 1);
+	while (!atomic_load(&runners.stop))
+		for (int i = 0; i < runners.count; i++, calls++) {
+			uint32_t from = atomic_load(&runners.epoch), value;
+			int now = atomic_load(&runners.now);
+
+			value = call(runners.code[i]);
+			if (from % 2 == 0 && atomic_load(&runners.epoch) == from)
+				EXPECT(value == runners.values[now]);
+			else if (!runners.nested)
+				EXPECT(value == runners.values[0] || value == runners.values[1]);
+			else /* within a call that lasts for several changes a hook may come twice */
+				EXPECT(value % 10 == runners.values[0] % 10);
+		}
+	atomic_fetch_add(&runners.calls, calls);
+	return unused;
+}
+
+static void start(int now, uint32_t first, uint32_t other)
+{
+	runners.values[0] = first;
+	runners.values[1] = other;
+	atomic_store(&runners.now, now);
+	atomic_store(&runners.stop, false);
+	atomic_store(&runners.running, 0);
+	for (int i = 0; i < THREADS; i++)
+		EXPECT(pthread_create(&runners.ids[i], NULL, run, NULL) == 0);
+	while (atomic_load(&runners.running) < THREADS)
+		usleep(100);
+}
+
+/* On a busy machine threads may get no turn to be stopped, which mode flip tells as EBUSY, with nothing changed. */
+#define CHANGE(call)                                                                                                               \
+	do {                                                                                                                           \
+		int err;                                                                                                                   \
+                                                                                                                                   \
+		while ((err = (call)) == EXECMEM_EBUSY)                                                                                    \
+			usleep(1000);                                                                                                          \
+		EXPECT(err == 0);                                                                                                          \
+	} while (0)
+
+static void begin_change(void)
+{
+	atomic_fetch_add(&runners.epoch, 1);
+}
+
+static void end_change(int now)
+{
+	atomic_store(&runners.now, now);
+	atomic_fetch_add(&runners.epoch, 1);
+}
+
+static void stop(void)
+{
+	atomic_store(&runners.stop, true);
+	for (int i = 0; i < THREADS; i++)
+		EXPECT(pthread_join(runners.ids[i], NULL) == 0);
+	EXPECT(atomic_load(&runners.calls) > 0);
+}
+
+/* ---- keys ---- */
+
+static const uint8_t nop2[] = {0x66, 0x90}, nop5[] = {0x0F, 0x1F, 0x44, 0, 0};
+
+/* site; mov eax, 1; ret; there: mov eax, 2; ret. It begins at `skew` bytes of the block. */
+static execmem_key_site place_asker(execmem_domain *d, uint32_t len, uint32_t skew, bool inverted)
+{
+	uint8_t code[64];
+	uint8_t *at;
+
+	memset(code, 0x90, sizeof code);
+	memcpy(code + skew, len == 2 ? nop2 : nop5, len);
+	memcpy(code + skew + len, (const uint8_t[]){0xB8, 1, 0, 0, 0, 0xC3, 0xB8, 2, 0, 0, 0, 0xC3}, 12);
+	at = place(d, code, sizeof code) + skew;
+	return (execmem_key_site){.site = (uintptr_t)at, .target = (uintptr_t)at + len + 6, .len = len, .inverted = inverted};
+}
+
+static const uint8_t *code_of(const execmem_key_site *s)
+{
+	return (const uint8_t *)(uintptr_t)s->site;
+}
+
+static void expect_key(execmem_key *key, const execmem_key_site *sites, size_t count, bool on)
+{
+	EXPECT(execmem_key_check(key) == NULL);
+	EXPECT(execmem_key_is_on(key) == on && execmem_key_count(key) == count);
+	for (size_t i = 0; i < count; i++)
+		EXPECT(call(code_of(&sites[i])) == (on != sites[i].inverted ? 2 : 1));
+}
+
+/* A table of many sites, in no order, of two domains. */
+static void test_table(void)
+{
+	static execmem_key_site sites[SITES];
+	execmem_key *key;
+
+	for (uint32_t i = 0; i < SITES; i++)
+		sites[i] = place_asker(i % 3 ? domain : second, i % 5 ? 5 : 2, i % 11, i % 7 == 0);
+	for (uint32_t i = SITES - 1; i > 0; i--) {
+		uint32_t k = (uint32_t)(test_random(&seed) % (i + 1));
+		execmem_key_site kept = sites[i];
+
+		sites[i] = sites[k];
+		sites[k] = kept;
+	}
+	EXPECT(execmem_key_make(0, &key) == 0);
+	EXPECT(execmem_key_add(key, sites, SITES / 2) == 0); /* inverted ones become jumps */
+	expect_key(key, sites, SITES / 2, false);
+	EXPECT(execmem_key_set(key, 1) == 0 && execmem_key_set(key, 5) == 0);
+	expect_key(key, sites, SITES / 2, true);
+	EXPECT(execmem_key_add(key, sites + SITES / 2, SITES - SITES / 2) == 0); /* and of these, others */
+	expect_key(key, sites, SITES, true);
+	EXPECT(execmem_key_set(key, 0) == 0);
+	expect_key(key, sites, SITES, false);
+	EXPECT(memcmp(code_of(&sites[0]), sites[0].inverted ? code_of(&sites[0]) : sites[0].len == 2 ? nop2 : nop5, sites[0].len) == 0);
+	for (uint32_t i = 1; i < SITES; i++)
+		EXPECT(execmem_key_remove(key, code_of(&sites[i]), 1) == 0);
+	EXPECT(execmem_key_set(key, 1) == 0);
+	expect_key(key, sites, 1, true);
+	EXPECT(execmem_key_free(key) == 0);
+	for (uint32_t i = 0; i < SITES; i++)
+		EXPECT(execmem_free((void *)(uintptr_t)(sites[i].site & ~63ull)) == 0);
+}
+
+static void refuse_add(execmem_key *key, execmem_key_site *table, size_t count, int code, size_t index)
+{
+	uint8_t before[64];
+	size_t had = execmem_key_count(key);
+
+	memcpy(before, code_of(&table[0]), sizeof before - 16);
+	EXPECT(execmem_key_add(key, table, count) == code && execmem_error_index() == index);
+	EXPECT(strlen(execmem_error_text()) > 20 && execmem_key_count(key) == had && !execmem_key_check(key));
+	EXPECT(memcmp(before, code_of(&table[0]), sizeof before - 16) == 0);
+}
+
+static void test_key_refusals(void)
+{
+	execmem_key_site good[3], bad[3];
+	execmem_key *key;
+	uint8_t here[8] = {0};
+
+	EXPECT(execmem_key_make(1, &key) == 0);
+	for (int i = 0; i < 3; i++)
+		good[i] = place_asker(i == 1 ? second : domain, 5, 0, false);
+#define REFUSE(index, field, value, code)                                                                                          \
+	do {                                                                                                                           \
+		memcpy(bad, good, sizeof bad);                                                                                             \
+		bad[index].field = (value);                                                                                                \
+		refuse_add(key, bad, 3, code, index);                                                                                      \
+	} while (0)
+	REFUSE(2, site, good[2].site + 5, EXECMEM_ECHANGED);
+	REFUSE(1, site, (uintptr_t)here, EXECMEM_EREACH); /* a site in a stack has no near target */
+	bad[1].target = bad[1].site + 100;
+	refuse_add(key, bad, 3, EXECMEM_EFOREIGN, 1);
+	REFUSE(2, site, good[0].site, EXECMEM_EINVAL); /* twice */
+	REFUSE(2, site, good[0].site + 3, EXECMEM_EINVAL);
+	REFUSE(2, target, (uintptr_t)far_away, EXECMEM_EREACH);
+	REFUSE(2, len, 2, EXECMEM_ECHANGED);
+	REFUSE(2, len, 3, EXECMEM_EINVAL);
+	REFUSE(2, len, 16, EXECMEM_EINVAL);
+	REFUSE(2, inverted, 2, EXECMEM_EINVAL);
+	REFUSE(2, site, good[2].site + 62, EXECMEM_EBOUNDS);
+#undef REFUSE
+	EXPECT(execmem_key_add(key, good, 3) == 0);
+	expect_key(key, good, 3, true);
+	refuse_add(key, good, 1, EXECMEM_EINVAL, 0);
+	EXPECT(execmem_free((void *)(uintptr_t)good[2].site) == 0); /* stale: told, and the others stay */
+	EXPECT(execmem_key_set(key, 0) == EXECMEM_EFREED && execmem_key_is_on(key));
+	EXPECT(call(code_of(&good[0])) == 2 && call(code_of(&good[1])) == 2);
+	EXPECT(strstr(execmem_key_check(key), "should jump"));
+	EXPECT(execmem_key_remove(key, code_of(&good[2]), 64) == 0 && execmem_key_set(key, 0) == 0);
+	expect_key(key, good, 2, false);
+	EXPECT(execmem_key_add(key, NULL, 1) == EXECMEM_EINVAL && execmem_key_add(key, NULL, 0) == 0);
+	EXPECT(execmem_key_set(NULL, 1) == EXECMEM_EINVAL && execmem_key_make(0, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_key_free(NULL) == EXECMEM_EINVAL && execmem_key_remove(NULL, key, 1) == EXECMEM_EINVAL);
+	EXPECT(execmem_key_free(key) == 0);
+}
+
+/* Sites of two domains under refusals of the system: all, or none. */
+static void test_key_failures(int mode)
+{
+	static const char *const ops[] = {"write", "sync", "protect", "stop"};
+	execmem_key_site sites[FEW];
+	execmem_key *key;
+
+	EXPECT(execmem_key_make(0, &key) == 0);
+	for (int i = 0; i < FEW; i++)
+		sites[i] = place_asker(i % 2 ? domain : second, 5, (uint32_t)i, false);
+	EXPECT(execmem_key_add(key, sites, FEW) == 0);
+	for (size_t op = 0; op < sizeof ops / sizeof ops[0]; op++)
+		for (int at = 0; at < 40; at++) {
+			char script[40];
+			bool was = execmem_key_is_on(key);
+			int err;
+
+			snprintf(script, sizeof script, "%s=%d.F", ops[op], at);
+			snprintf(test_context, sizeof test_context, "mode %s, script %s", execmem_mode_name(mode), script);
+			execmem_test_script(script);
+			err = execmem_key_set(key, !was);
+			execmem_test_script(NULL);
+			expect_key(key, sites, FEW, err == 0 ? !was : was);
+		}
+	EXPECT(execmem_key_free(key) == 0);
+}
+
+static void stress_key(int amount)
+{
+	execmem_key_site sites[FEW];
+	execmem_key *key;
+
+	EXPECT(execmem_key_make(0, &key) == 0);
+	for (int i = 0; i < FEW; i++) { /* some straddle words and lines */
+		sites[i] = place_asker(i % 2 ? domain : second, i % 4 == 3 ? 2 : 5, (uint32_t)(i * 5 % 8), false);
+		runners.code[i] = code_of(&sites[i]);
+	}
+	runners.count = FEW;
+	EXPECT(execmem_key_add(key, sites, FEW) == 0);
+	start(0, 1, 2);
+	for (int i = 1; i <= amount; i++) {
+		begin_change();
+		CHANGE(execmem_key_set(key, i % 2));
+		end_change(i % 2);
+		if (i % 64 == 0)
+			EXPECT(execmem_key_check(key) == NULL);
+	}
+	stop();
+	EXPECT(execmem_key_free(key) == 0);
+}
+
+/* ---- calls ---- */
+
+/* call or jmp to an address; then, behind the call, inc eax; ret */
+static uint8_t *place_caller(execmem_domain *d, bool jumps, const void *to)
+{
+	uint8_t code[16] = {jumps ? 0xE9 : 0xE8, 0, 0, 0, 0, 0xFF, 0xC0, 0xC3};
+	void *at;
+
+	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, sizeof code, 16, NULL, &at) == 0);
+	EXPECT(execmem_encode(jumps ? EXECMEM_INSN_JUMP : EXECMEM_INSN_CALL, at, to, code, 5) == 0);
+	EXPECT(execmem_fill(at, code, sizeof code) == 0);
+	return at;
+}
+
+static void expect_call(execmem_call *c, const void *target, uint32_t number, const uint8_t *const *sites)
+{
+	EXPECT(execmem_call_target(c) == target && !execmem_call_check(c));
+	EXPECT(call(execmem_call_entry(c)) == number);
+	EXPECT(!sites || (call(sites[0]) == number + 1 && call(sites[1]) == number));
+}
+
+static void test_calls(void)
+{
+	const uint8_t *one = place_number(domain, 1), *two = place_number(domain, 2);
+	const uint8_t *sites[2];
+	uint64_t addresses[2], live = live_blocks(domain);
+	execmem_call *c;
+
+	EXPECT(execmem_call_make(domain, (void *)(uintptr_t)far_away, 0, NULL, &c) == EXECMEM_EREACH);
+	EXPECT(strstr(execmem_error_text(), "veneer") && live_blocks(domain) == live);
+	EXPECT(execmem_call_make(domain, one, 0, "answer", &c) == 0);
+	expect_call(c, one, 1, NULL);
+	for (int i = 0; i < 2; i++) {
+		sites[i] = place_caller(domain, i, execmem_call_entry(c));
+		addresses[i] = (uintptr_t)sites[i];
+	}
+	EXPECT(execmem_call_add(c, addresses, 2) == 0);
+	expect_call(c, one, 1, sites);
+	EXPECT(execmem_call_set(c, two, 0) == 0);
+	expect_call(c, two, 2, sites);
+	EXPECT(execmem_call_set(c, NULL, 0) == 0);
+	expect_call(c, NULL, 0, sites);
+	live = live_blocks(domain);
+	EXPECT(execmem_call_set(c, (void *)(uintptr_t)far_away, 0) == EXECMEM_EREACH && live_blocks(domain) == live);
+	expect_call(c, NULL, 0, sites);
+	for (int i = 0; i < 3; i++) { /* one veneer a target */
+		EXPECT(execmem_call_set(c, (void *)(uintptr_t)far_away, EXECMEM_PATCH_VENEER) == 0 && live_blocks(domain) == live + 1);
+		expect_call(c, (void *)(uintptr_t)far_away, 77, sites);
+		EXPECT(execmem_call_set(c, two, 0) == 0);
+		expect_call(c, two, 2, sites);
+	}
+	EXPECT(execmem_call_free(c) == EXECMEM_EBUSY);
+	EXPECT(execmem_call_remove(c, sites[0], 16) == 0 && execmem_call_remove(c, sites[1], 16) == 0);
+	EXPECT(execmem_call_free(c) == 0 && live_blocks(domain) == live - 1);
+	EXPECT(call(sites[0]) == 3 && call(sites[1]) == 2); /* they stay as they are */
+}
+
+static void test_call_refusals(void)
+{
+	const uint8_t *one = place_number(domain, 1), *two = place_number(domain, 2);
+	uint64_t sites[3];
+	execmem_call *c;
+
+	EXPECT(execmem_call_make(domain, one, 0, NULL, &c) == 0);
+	sites[0] = (uintptr_t)place_caller(domain, false, execmem_call_entry(c));
+	sites[1] = (uintptr_t)place_caller(domain, true, one); /* straight to the target: known too */
+	sites[2] = (uintptr_t)place_caller(domain, false, two);
+	EXPECT(execmem_call_add(c, sites, 3) == EXECMEM_ECHANGED && execmem_error_index() == 2);
+	sites[2] = (uintptr_t)&sites;
+	EXPECT(execmem_call_add(c, sites, 3) == EXECMEM_EFOREIGN && execmem_error_index() == 2);
+	sites[2] = sites[0];
+	EXPECT(execmem_call_add(c, sites, 3) == EXECMEM_EINVAL && execmem_error_index() == 2);
+	EXPECT(execmem_call_add(c, NULL, 1) == EXECMEM_EINVAL && execmem_call_add(c, NULL, 0) == 0);
+	EXPECT(execmem_call_check(c) == NULL && execmem_call_add(c, sites, 2) == 0);
+	EXPECT(execmem_free((void *)(uintptr_t)sites[0]) == 0);
+	EXPECT(execmem_call_set(c, two, 0) == EXECMEM_EFREED && call(execmem_call_entry(c)) == 1);
+	EXPECT(strstr(execmem_call_check(c), "a site"));
+	EXPECT(execmem_call_remove(c, (void *)(uintptr_t)sites[0], 16) == 0 && execmem_call_set(c, two, 0) == 0);
+	EXPECT(call((void *)(uintptr_t)sites[1]) == 2);
+	EXPECT(execmem_call_remove(c, (void *)(uintptr_t)sites[1], 16) == 0 && execmem_call_free(c) == 0);
+	EXPECT(execmem_call_make(domain, one, 0, NULL, NULL) == EXECMEM_EINVAL && execmem_call_set(NULL, one, 0) == EXECMEM_EINVAL);
+	EXPECT(execmem_call_free(NULL) == EXECMEM_EINVAL && !execmem_call_entry(NULL) && !execmem_call_target(NULL));
+}
+
+static void stress_call(int amount)
+{
+	const void *targets[] = {place_number(domain, 0), place_number(domain, 77), (void *)(uintptr_t)far_away, NULL};
+	const int values[] = {0, 1, 1, 0};
+	uint64_t sites[FEW - 1];
+	execmem_call *c;
+
+	EXPECT(execmem_call_make(domain, targets[0], 0, NULL, &c) == 0);
+	runners.code[0] = execmem_call_entry(c);
+	for (int i = 0; i < FEW - 1; i++) {
+		runners.code[i + 1] = place_caller(domain, true, execmem_call_entry(c));
+		sites[i] = (uintptr_t)runners.code[i + 1];
+	}
+	runners.count = FEW;
+	EXPECT(execmem_call_add(c, sites, FEW - 1) == 0);
+	start(0, 0, 77);
+	for (int i = 1; i <= amount; i++) {
+		int next = (int)(test_random(&seed) % 4);
+
+		begin_change();
+		CHANGE(execmem_call_set(c, targets[next], EXECMEM_PATCH_VENEER));
+		end_change(values[next]);
+	}
+	stop();
+	EXPECT(execmem_call_check(c) == NULL);
+	for (int i = 0; i < FEW - 1; i++)
+		EXPECT(execmem_call_remove(c, runners.code[i + 1], 16) == 0);
+	EXPECT(execmem_call_free(c) == 0);
+}
+
+/* ---- hooks ---- */
+
+/* call original; add eax, by; ret */
+static uint8_t *place_replacement(execmem_domain *d, const execmem_hook *hook, uint8_t by)
+{
+	uint8_t code[9] = {0xE8, 0, 0, 0, 0, 0x83, 0xC0, by, 0xC3};
+	void *at;
+
+	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, sizeof code, 16, NULL, &at) == 0);
+	EXPECT(execmem_encode(EXECMEM_INSN_CALL, at, execmem_hook_original(hook), code, 5) == 0);
+	EXPECT(execmem_fill(at, code, sizeof code) == 0);
+	return at;
+}
+
+static size_t from_hex(const char *hex, uint8_t *out)
+{
+	size_t len = 0;
+
+	for (; *hex; hex += 2) {
+		unsigned byte;
+
+		EXPECT(sscanf(hex, "%2x", &byte) == 1);
+		out[len++] = (uint8_t)byte;
+	}
+	return len;
+}
+
+/* Functions that give 5. */
+static const struct function {
+	const char *hex;
+	uint32_t before; /* bytes before it that are for patching */
+	bool quiet; /* it needs that */
+	uint32_t size; /* of its code, where data follow */
+} functions[] = {
+	{"0f1f440000b805000000c3", 0, false, 0}, /* for patching, one instruction: gcc's nops made one */
+	{"0f1f440008b805000000c3", 0, false, 0}, /* as clang writes it */
+	{"f30f1efa0f1f440000b805000000c3", 0, false, 0}, /* behind endbr64 */
+	{"b805000000c3", 0, false, 0}, /* mov eax, 5 */
+	{"48b80500000000000000c3", 0, false, 0}, /* movabs */
+	{"8b0501000000c305000000", 0, false, 7}, /* mov eax, [rip + 1] */
+	{"e906000000909090909090b805000000c3", 0, false, 0}, /* jmp */
+	{"909090909090b805000000c3", 5, true, 0}, /* one byte is no room for a jump to the pad */
+	{"90909090906690b805000000c3", 5, false, 0}, /* clang's -fpatchable-function-entry=7,5 */
+	{"9090909090f30f1efa6690b805000000c3", 5, false, 0}, /* and endbr64 */
+	{"909090909031c0b805000000c3", 5, false, 0}, /* two bytes that are for something */
+	{"909090909090b805000000c3", 0, true, 0}, /* gcc's nops */
+	{"554889e5b8050000005dc3", 0, true, 0}, /* push rbp; mov rbp, rsp */
+	{"31c085c0740690909090909083c005c3", 0, true, 0}, /* a short branch behind the room */
+	{"31c07406909090909090b805000000c3", 0, true, 0}, /* and within: widened */
+	{"31c0e80300000083c005c30f1f00c3", 0, true, 0}, /* a call, and what it calls */
+};
+enum { FUNCTIONS = sizeof functions / sizeof functions[0] };
+
+static uint8_t *place_function(const struct function *f, uint8_t *bytes, size_t *len)
+{
+	uint8_t *at;
+
+	*len = from_hex(f->hex, bytes);
+	at = place(domain, bytes, *len) + f->before;
+	snprintf(test_context, sizeof test_context, "function %s", f->hex);
+	EXPECT(call(at) == 5);
+	return at;
+}
+
+static void attach(execmem_hook *hook, const void *replacement, int priority, bool quiet)
+{
+	EXPECT(execmem_hook_attach(hook, replacement, priority, quiet ? EXECMEM_PATCH_QUIET : 0) == 0);
+	EXPECT(!execmem_hook_check(hook) && execmem_hook_is_attached(hook));
+}
+
+static void test_function(const struct function *f)
+{
+	uint64_t live;
+	uint8_t bytes[32];
+	size_t len;
+	uint8_t *at = place_function(f, bytes, &len), *more;
+	execmem_hook_options options = {.before = f->before, .size = f->size};
+	execmem_hook *hook;
+
+	live = live_blocks(domain);
+	EXPECT(execmem_hook_make(at, &options, &hook) == 0);
+	EXPECT(memcmp(at - f->before, bytes, len) == 0 && call(execmem_hook_original(hook)) == 5);
+	more = place_replacement(domain, hook, 10);
+	EXPECT(call(more) == 15);
+	if (f->quiet) {
+		EXPECT(execmem_hook_attach(hook, more, 0, 0) == EXECMEM_EENTRY && memcmp(at - f->before, bytes, len) == 0);
+		EXPECT(!execmem_hook_is_attached(hook));
+	}
+	attach(hook, more, 0, f->quiet);
+	EXPECT(call(at) == 15 && call(execmem_hook_original(hook)) == 5);
+	EXPECT(execmem_hook_attach(hook, more, 0, 0) == EXECMEM_EBUSY && execmem_hook_free(hook) == EXECMEM_EBUSY);
+	for (int i = 0; i < 3; i++) {
+		EXPECT(execmem_hook_detach(hook, 0) == 0 && call(at) == 5 && !execmem_hook_check(hook));
+		EXPECT(f->quiet || memcmp(at, bytes + f->before, len - f->before) == 0);
+		attach(hook, more, i, false);
+		EXPECT(call(at) == 15);
+	}
+	EXPECT(execmem_hook_detach(hook, 0) == 0 && execmem_hook_detach(hook, 0) == 0);
+	if (f->quiet)
+		EXPECT(execmem_hook_free(hook) == EXECMEM_EBUSY && execmem_hook_detach(hook, EXECMEM_PATCH_QUIET) == 0);
+	EXPECT(memcmp(at, bytes + f->before, len - f->before) == 0);
+	EXPECT(execmem_hook_free(hook) == 0 && memcmp(at - f->before, bytes, len) == 0);
+	EXPECT(execmem_free(more) == 0 && live_blocks(domain) == live);
+	EXPECT(call(at) == 5 && execmem_free(at - f->before) == 0);
+}
+
+/* Three hooks, attached and detached in every order; what a call gives tells who ran, and in what order. */
+static void test_chain(const struct function *f)
+{
+	static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+	uint8_t bytes[32];
+	size_t len;
+	uint8_t *at = place_function(f, bytes, &len), *more[3];
+	execmem_hook_options options = {.before = f->before, .size = f->size};
+	execmem_hook *hooks[3];
+
+	for (int i = 0; i < 3; i++) {
+		EXPECT(execmem_hook_make(at, &options, &hooks[i]) == 0);
+		/* original; shl eax, 4; or eax, i + 1 */
+		more[i] = place(domain, (const uint8_t[]){0xE8, 0, 0, 0, 0, 0xC1, 0xE0, 4, 0x83, 0xC8, (uint8_t)(i + 1), 0xC3}, 12);
+		EXPECT(execmem_encode(EXECMEM_INSN_CALL, more[i], execmem_hook_original(hooks[i]), bytes, 5) == 0);
+		EXPECT(execmem_fill(more[i], bytes, 5) == 0);
+	}
+	len = from_hex(f->hex, bytes);
+	for (int in = 0; in < 6; in++)
+		for (int out = 0; out < 6; out++) {
+			/* by priority 2, 2, 1: among equals who came last runs first, so it comes last in the number */
+			uint32_t first_of_two = orders[in][0] == 2 ? (uint32_t)orders[in][1] : (uint32_t)orders[in][0];
+			uint32_t told = 0x5300 | (first_of_two + 1) << 4 | (2 - first_of_two);
+
+			for (int i = 0; i < 3; i++)
+				attach(hooks[orders[in][i]], more[orders[in][i]], orders[in][i] == 2 ? 1 : 2, f->quiet);
+			EXPECT(call(at) == told);
+			for (int i = 0; i < 3; i++) {
+				EXPECT(call(at) != 5);
+				EXPECT(execmem_hook_detach(hooks[orders[out][i]], 0) == 0 && !execmem_hook_check(hooks[0]));
+			}
+			EXPECT(call(at) == 5);
+		}
+	EXPECT(execmem_hook_free(hooks[0]) == 0 && execmem_hook_free(hooks[1]) == 0);
+	EXPECT(!f->quiet || execmem_hook_detach(hooks[2], EXECMEM_PATCH_QUIET) == 0);
+	EXPECT(execmem_hook_free(hooks[2]) == 0 && memcmp(at - f->before, bytes, len) == 0);
+	EXPECT(execmem_free(at - f->before) == 0);
+}
+
+static void refuse_function(int code, const char *hex, uint32_t before, uint64_t size, const char *word)
+{
+	uint8_t bytes[32];
+	size_t len = from_hex(hex, bytes);
+	uint8_t *at = place(domain, bytes, len);
+	execmem_hook_options options = {.before = before, .size = size};
+	uint64_t live = live_blocks(domain);
+	execmem_hook *hook;
+
+	snprintf(test_context, sizeof test_context, "function %s", hex);
+	EXPECT(execmem_hook_make(at + before, &options, &hook) == code);
+	EXPECT(strstr(execmem_error_text(), word) && live_blocks(domain) == live && memcmp(at, bytes, len) == 0);
+	EXPECT(execmem_free(at) == 0);
+}
+
+static void test_hook_refusals(void)
+{
+	execmem_hook *hook;
+	uint8_t *at;
+	void *out;
+
+	refuse_function(EXECMEM_EENTRY, "c3", 0, 0, "over before");
+	refuse_function(EXECMEM_EENTRY, "909090", 0, 0, "or is over");
+	refuse_function(EXECMEM_EENTRY, "90c3909090909090", 0, 0, "over before");
+	refuse_function(EXECMEM_EENTRY, "ebfe9090909090", 0, 0, "over before");
+	refuse_function(EXECMEM_EENTRY, "0606060606", 0, 0, "no known instruction");
+	refuse_function(EXECMEM_EENTRY, "b805000000ebf9c3", 0, 0, "leads back");
+	refuse_function(EXECMEM_EENTRY, "5557564154ffc075faebf7c3", 0, 0, "leads back");
+	refuse_function(EXECMEM_EENTRY, "5557564154b805000000eb0006c3", 0, 0, "Give the size");
+	refuse_function(EXECMEM_EENTRY, "e80000000058c3", 0, 0, "where it lies");
+	refuse_function(EXECMEM_EENTRY, "5551e3035990909090c3", 0, 0, "the same elsewhere");
+	refuse_function(EXECMEM_EENTRY, "31c09090906690b805000000c3", 5, 0, "do something");
+	refuse_function(EXECMEM_EBOUNDS, "b805000000c3", 0, 7, "are not all in its block");
+	at = place_number(domain, 5);
+	EXPECT(execmem_hook_make(at, &(execmem_hook_options){.before = 5}, &hook) == EXECMEM_EBOUNDS);
+	EXPECT(execmem_hook_make(&hook, NULL, &hook) == EXECMEM_EFOREIGN && execmem_hook_make(at, NULL, NULL) == EXECMEM_EINVAL);
+	EXPECT(execmem_alloc_in(domain, EXECMEM_TEXT, 64, 64, NULL, &out) == 0);
+	EXPECT(execmem_hook_make(out, NULL, &hook) == EXECMEM_EENTRY && execmem_free(out) == 0);
+	EXPECT(execmem_hook_make(out, NULL, &hook) == EXECMEM_EFREED);
+	EXPECT(execmem_hook_make(at, NULL, &hook) == 0);
+	EXPECT(execmem_hook_attach(hook, NULL, 0, 0) == EXECMEM_EINVAL && execmem_hook_attach(NULL, at, 0, 0) == EXECMEM_EINVAL);
+	EXPECT(execmem_hook_attach(hook, (void *)(uintptr_t)far_away, 0, 0) == EXECMEM_EREACH && call(at) == 5);
+	EXPECT(execmem_hook_attach(hook, (void *)(uintptr_t)far_away, 0, EXECMEM_PATCH_VENEER) == 0 && call(at) == 77);
+	EXPECT(execmem_hook_detach(hook, 0) == 0 && call(at) == 5 && execmem_hook_free(hook) == 0);
+	for (int nothing = 0; nothing < 2; nothing++) { /* what the hook needs lies far from the function */
+		execmem_hook_options options = {.domain = second, .size = nothing ? 0 : 7};
+		uint8_t bytes[32];
+		size_t len;
+
+		at = place_function(&functions[nothing ? 0 : 5], bytes, &len);
+		EXPECT(execmem_hook_make(at, &options, &hook) == (nothing ? 0 : EXECMEM_EREACH) && memcmp(at, bytes, len) == 0);
+	}
+	EXPECT(call(execmem_hook_original(hook)) == 5);
+	out = place_replacement(second, hook, 1);
+	EXPECT(execmem_hook_attach(hook, out, 0, 0) == EXECMEM_EREACH && call(at) == 5);
+	EXPECT(execmem_hook_attach(hook, out, 0, EXECMEM_PATCH_VENEER) == EXECMEM_EREACH && call(at) == 5); /* it would lie there too */
+	EXPECT(execmem_hook_free(hook) == 0);
+	EXPECT(execmem_hook_detach(NULL, 0) == EXECMEM_EINVAL && execmem_hook_free(NULL) == EXECMEM_EINVAL);
+	EXPECT(!execmem_hook_is_attached(NULL) && !execmem_hook_original(NULL) && !execmem_hook_check(NULL));
+}
+
+static void test_prepare(void)
+{
+	uint8_t bytes[32];
+	size_t len;
+	uint8_t *at = place_function(&functions[11], bytes, &len);
+	execmem_hook *hook;
+
+	EXPECT(execmem_hook_prepare(at, 7) == EXECMEM_EENTRY && execmem_hook_prepare(at, 16) == EXECMEM_EENTRY);
+	EXPECT(execmem_hook_prepare(&hook, 5) == EXECMEM_EFOREIGN && memcmp(at, bytes, len) == 0);
+	EXPECT(execmem_hook_prepare(at, 5) == 0 && memcmp(at, nop5, 5) == 0 && call(at) == 5);
+	EXPECT(execmem_hook_prepare(at, 5) == 0);
+	EXPECT(execmem_hook_make(at, NULL, &hook) == 0);
+	attach(hook, place_number(domain, 8), 0, false);
+	EXPECT(call(at) == 8 && execmem_hook_detach(hook, 0) == 0 && call(at) == 5 && execmem_hook_free(hook) == 0);
+}
+
+/* Two hooks come and go while threads run the function, of each kind. */
+static void stress_hooks(int amount)
+{
+	for (int n = 0; n < FUNCTIONS; n++) {
+		uint8_t bytes[32];
+		size_t len;
+		uint8_t *at = place_function(&functions[n], bytes, &len);
+		execmem_hook_options options = {.before = functions[n].before, .size = functions[n].size};
+		execmem_hook *hooks[2];
+		const void *more[2];
+
+		for (int i = 0; i < 2; i++) {
+			EXPECT(execmem_hook_make(at, &options, &hooks[i]) == 0);
+			more[i] = place_replacement(domain, hooks[i], i == 0 ? 10 : 0);
+		}
+		attach(hooks[0], more[0], 0, functions[n].quiet);
+		runners.code[0] = at;
+		runners.count = 1;
+		runners.nested = true;
+		start(1, 5, 15);
+		for (int i = 0; i < amount; i++) {
+			int which = (int)(test_random(&seed) % 2), now = atomic_load(&runners.now);
+			bool on = execmem_hook_is_attached(hooks[which]);
+
+			begin_change();
+			if (on)
+				CHANGE(execmem_hook_detach(hooks[which], 0));
+			else
+				CHANGE(execmem_hook_attach(hooks[which], more[which], (int)(test_random(&seed) % 3), 0));
+			end_change(which == 0 ? !on : now);
+			if (i % 16 == 0)
+				EXPECT(execmem_hook_check(hooks[0]) == NULL);
+		}
+		stop();
+		runners.nested = false;
+		for (int i = 0; i < 2; i++)
+			EXPECT(execmem_hook_detach(hooks[i], 0) == 0);
+		EXPECT(execmem_hook_detach(hooks[1], EXECMEM_PATCH_QUIET) == 0);
+		for (int i = 0; i < 2; i++)
+			EXPECT(execmem_hook_free(hooks[i]) == 0);
+		EXPECT(memcmp(at - functions[n].before, bytes, len) == 0 && execmem_free(at - functions[n].before) == 0);
+	}
+}
+
+/* ---- refusals of the system: each call that is made for it is refused in turn, until it makes no more ---- */
+
+static void refuse_call(int at)
+{
+	char script[40];
+
+	snprintf(script, sizeof script, "any=%d.F", at);
+	execmem_test_script(script);
+}
+
+static bool was_refused(void)
+{
+	return execmem_test_script(NULL) > 0;
+}
+
+static void test_hook_failures(const struct function *f)
+{
+	uint8_t bytes[32];
+	size_t len;
+	uint8_t *at = place_function(f, bytes, &len), *more;
+	execmem_hook_options options = {.before = f->before, .size = f->size};
+	execmem_hook *hook;
+	uint64_t live = live_blocks(domain);
+	bool refused;
+	int err, number;
+
+	for (number = 0, refused = true; refused; number++) {
+		refuse_call(number);
+		err = execmem_hook_make(at, &options, &hook);
+		refused = was_refused();
+		EXPECT(call(at) == 5 && memcmp(at - f->before, bytes, len) == 0);
+		EXPECT((err < 0 || execmem_hook_free(hook) == 0) && live_blocks(domain) == live);
+	}
+	EXPECT(execmem_hook_make(at, &options, &hook) == 0);
+	more = place_replacement(domain, hook, 10);
+	for (number = 0, refused = true; refused; number++) {
+		refuse_call(number);
+		err = execmem_hook_attach(hook, more, 0, EXECMEM_PATCH_QUIET);
+		refused = was_refused();
+		EXPECT(execmem_hook_is_attached(hook) == (err == 0) && !execmem_hook_check(hook));
+		EXPECT(call(at) == (err == 0 ? 15 : 5) && call(execmem_hook_original(hook)) == 5);
+		EXPECT(execmem_hook_detach(hook, EXECMEM_PATCH_QUIET) == 0 && memcmp(at, bytes + f->before, len - f->before) == 0);
+	}
+	EXPECT(number > 2);
+	for (number = 0, refused = true; refused; number++) {
+		attach(hook, more, 0, f->quiet);
+		refuse_call(number);
+		err = execmem_hook_detach(hook, EXECMEM_PATCH_QUIET);
+		refused = was_refused();
+		EXPECT(execmem_hook_is_attached(hook) == (err < 0) && !execmem_hook_check(hook));
+		EXPECT(call(at) == (err < 0 ? 15 : 5));
+		EXPECT(execmem_hook_detach(hook, EXECMEM_PATCH_QUIET) == 0 && memcmp(at, bytes + f->before, len - f->before) == 0);
+	}
+	EXPECT(execmem_hook_free(hook) == 0 && memcmp(at - f->before, bytes, len) == 0);
+}
+
+static void test_call_failures(void)
+{
+	const void *one = place_number(domain, 1), *far = (const void *)(uintptr_t)far_away;
+	uint64_t live = live_blocks(domain);
+	execmem_call *c;
+	bool refused = true;
+
+	for (int number = 0; refused; number++) {
+		int err;
+
+		refuse_call(number);
+		err = execmem_call_make(domain, far, EXECMEM_PATCH_VENEER, NULL, &c);
+		refused = was_refused();
+		EXPECT(err < 0 || (call(execmem_call_entry(c)) == 77 && execmem_call_free(c) == 0));
+		EXPECT(live_blocks(domain) == live);
+	}
+	refused = true;
+	for (int number = 0; refused; number++) {
+		uint64_t site;
+		int err;
+
+		EXPECT(execmem_call_make(domain, one, 0, NULL, &c) == 0);
+		site = (uintptr_t)place_caller(domain, false, execmem_call_entry(c));
+		EXPECT(execmem_call_add(c, &site, 1) == 0);
+		live = live_blocks(domain);
+		refuse_call(number);
+		err = execmem_call_set(c, far, EXECMEM_PATCH_VENEER);
+		refused = was_refused();
+		EXPECT(err == 0 || live_blocks(domain) == live);
+		EXPECT(!execmem_call_check(c) && call((void *)(uintptr_t)site) == (err == 0 ? 78 : 2));
+		EXPECT(execmem_call_remove(c, (void *)(uintptr_t)site, 1) == 0 && execmem_call_free(c) == 0);
+	}
+}
+
+/* ---- forks ---- */
+
+static void *keep_switching(void *key)
+{
+	for (int on = 1; !atomic_load(&runners.stop); on = !on) {
+		int err = execmem_key_set(key, on);
+
+		EXPECT(err == 0 || err == EXECMEM_EFORKED || err == EXECMEM_EBUSY);
+	}
+	return NULL;
+}
+
+/* The child has the lock, and cannot change what the parent runs; what it places itself it can. */
+static void fork_once(execmem_key *key)
+{
+	execmem_key *own;
+	int status;
+	pid_t child = fork();
+
+	EXPECT(child >= 0);
+	if (child == 0) {
+		int was = execmem_key_is_on(key), err;
+		execmem_key_site mine;
+
+		alarm(60);
+		mine = place_asker(domain, 5, 0, false);
+		err = execmem_key_set(key, !was);
+		EXPECT((err == 0 || err == EXECMEM_EFORKED) && !execmem_key_check(key) && execmem_key_is_on(key) == (was ^ (err == 0)));
+		EXPECT(execmem_key_make(1, &own) == 0 && execmem_key_add(own, &mine, 1) == 0 && call(code_of(&mine)) == 2);
+		_exit(0);
+	}
+	EXPECT(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void test_fork(void)
+{
+	execmem_key_site site = place_asker(domain, 5, 0, false);
+	pthread_t thread;
+	execmem_key *key;
+	bool on;
+
+	EXPECT(execmem_key_make(0, &key) == 0 && execmem_key_add(key, &site, 1) == 0);
+	fork_once(key);
+	atomic_store(&runners.stop, false);
+	EXPECT(pthread_create(&thread, NULL, keep_switching, key) == 0);
+	for (int i = 0; i < 10; i++)
+		fork_once(key);
+	atomic_store(&runners.stop, true);
+	EXPECT(pthread_join(thread, NULL) == 0 && execmem_key_set(key, 0) == 0);
+	on = execmem_key_set(key, 1) == 0;
+	EXPECT(call(code_of(&site)) == (on ? 2 : 1) && execmem_key_free(key) == 0);
+}
+
+int main(int argc, char **argv)
+{
+	int amount = test_amount(argc, argv, 2000, 100);
+
+	if (strcmp(execmem_arch_name(), "x86_64") != 0) {
+		printf("left out: no code is written for %s\n", execmem_arch_name());
+		return 0;
+	}
+	test_long_jumps();
+	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
+		int some = mode == EXECMEM_MODE_FLIP ? amount / 20 + 1 : amount;
+
+		if (!test_takes_mode(mode))
+			continue;
+		open_domains(mode);
+		snprintf(test_context, sizeof test_context, "mode %s", execmem_mode_name(mode));
+		test_table();
+		test_key_refusals();
+		test_key_failures(mode);
+		stress_key(some);
+		test_calls();
+		test_call_refusals();
+		test_call_failures();
+		stress_call(some);
+		for (int i = 0; i < FUNCTIONS; i++) {
+			test_function(&functions[i]);
+			test_chain(&functions[i]);
+			test_hook_failures(&functions[i]);
+		}
+		test_hook_refusals();
+		test_prepare();
+		stress_hooks(some / 20 + 1);
+		test_fork();
+		close_domains();
+	}
+	puts("ok");
+	return 0;
+}
