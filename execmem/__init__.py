@@ -13,7 +13,8 @@ Audit events (``sys.addaudithook``): ``execmem.alloc`` (number of the domain, si
 length; the address is None when the block is made in the same call), ``execmem.free`` (address), ``execmem.retire``
 (address; ``execmem.free`` follows when the last holder leaves, unless there is none). A batch raises one of
 each, with sizes summed and addresses as an array. ``execmem.seal`` (number of the domain).
-``execmem.poke`` (address, length).
+``execmem.poke`` (address, length). ``execmem.patch`` (``"key"``, ``"call"`` or ``"hook"``, the object, its new
+state).
 """
 
 from execmem.domain import Block, Blocks, Domain, Stats, default_domain
@@ -25,6 +26,7 @@ from execmem.errors import (
     ChangedError,
     ClosedError,
     DoubleFreeError,
+    EntryError,
     ExecDeniedError,
     ExecmemError,
     ForkedError,
@@ -59,6 +61,7 @@ from execmem.memory import (
     report_faults,
     sync,
 )
+from execmem.patch import Hook, StaticCall, StaticKey
 from execmem.retire import Retirement, online, quiescent, retire_poll, retire_wait, retirement
 from execmem.site import encode, execmem_poke, execmem_poke_many
 
@@ -74,11 +77,13 @@ __all__ = [
     "ClosedError",
     "Domain",
     "DoubleFreeError",
+    "EntryError",
     "ExecDeniedError",
     "ExecmemError",
     "ForkedError",
     "FreedAddressError",
     "Function",
+    "Hook",
     "Info",
     "InstructionError",
     "InteriorAddressError",
@@ -94,6 +99,8 @@ __all__ = [
     "ReachError",
     "Retirement",
     "SealedError",
+    "StaticCall",
+    "StaticKey",
     "Stats",
     "SystemCallError",
     "UnsupportedError",

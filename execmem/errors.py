@@ -150,6 +150,12 @@ class ReachError(ExecmemError, ValueError):
     nearest_errno = errno.ERANGE
 
 
+class EntryError(ExecmemError, ValueError):
+    """A function that begins so cannot be hooked, or not while it may be running."""
+
+    nearest_errno = errno.ENOEXEC
+
+
 class UnsupportedError(ExecmemError):
     """The CPU or the kernel cannot do what was asked."""
 
@@ -183,6 +189,7 @@ CLASSES: dict[int, type[ExecmemError]] = {
     lib.EXECMEM_EMISALIGNED: MisalignedError,
     lib.EXECMEM_EINSN: InstructionError,
     lib.EXECMEM_EREACH: ReachError,
+    lib.EXECMEM_EENTRY: EntryError,
 }
 
 
