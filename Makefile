@@ -82,6 +82,7 @@ bench-run: $(BENCH)
 	$(PY) benchmarks/hardening.py --out benchmarks/results/hardening.json
 	$(PY) benchmarks/forks.py --out benchmarks/results/forks.json
 	$(PY) benchmarks/poke.py --out benchmarks/results/poke.json
+	$(PY) benchmarks/patching.py --out benchmarks/results/patching.json
 
 bench-table: build
 	$(PY) benchmarks/run.py --table
