@@ -107,7 +107,7 @@ def execmem_poke_many(sites: Iterable[tuple[SupportsIndex, BytesLike, BytesLike]
 def encode(instruction: str, size: SupportsIndex, site: SupportsIndex = 0, target: SupportsIndex = 0) -> bytes:
     """Return an instruction of exactly ``size`` bytes: ``"nop"``, or ``"jump"`` or ``"call"`` from a site to a target.
 
-    On x86-64 there are nops of 1 to 9 bytes, jumps of 2 and 5, calls of 5.
+    On x86-64 there are nops of 1 to 9 bytes, jumps of 2 and of 5 to 15, calls of 5.
 
     Raises
     ------
