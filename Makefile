@@ -160,8 +160,14 @@ $(EMULATED_INIT): tests/emulate/init.c Makefile
 # All but the test of the faults' reports, which does not write in modes, and the corpus, whose files are not there.
 EMULATED ?= $(filter-out test_report test_corpus,$(notdir $(programs_static)))
 
+# QEMU before 8.1 misses a change of code that another of its CPUs is translating (deba78709a), so these have one CPU.
+EMULATED_ALONE := test_live test_patch
+
+emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $(1))
+
 test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
-	python3 tests/emulate/emulate.py --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $^
+	$(call emulate,$(filter-out $(EMULATED_ALONE:%=$(BUILD)/c/static/%),$^))
+	$(call emulate,$(EMULATED_INIT) $(filter $(EMULATED_ALONE:%=$(BUILD)/c/static/%),$^),--set maxcpus=1)
 
 asan-c: $(programs_asan)
 	$(call run_each,$^,EXECMEM_TEST_SHORT=1 ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1)
