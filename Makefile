@@ -161,7 +161,7 @@ $(EMULATED_INIT): tests/emulate/init.c Makefile
 EMULATED ?= $(filter-out test_report test_corpus,$(notdir $(programs_static)))
 
 # QEMU before 8.1 misses a change of code that another of its CPUs is translating (deba78709a), so these have one CPU.
-EMULATED_ALONE := test_live test_patch
+EMULATED_ALONE := test_live test_live_edges test_patch test_hook
 
 emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $(1))
 
@@ -186,7 +186,7 @@ tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_e
 # address space of each inherited ledger, gigabytes of holes: half a minute a child, in which the test's alarm rings.
 MEMCHECK := EXECMEM_TEST_SHORT=1 valgrind -q --smc-check=all --error-exitcode=1
 valgrind: $(programs_debug)
-	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_live_edges %/test_trap %/test_retire,$^),$(MEMCHECK) \
+	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_live_edges %/test_trap %/test_patch %/test_hook %/test_retire,$^),$(MEMCHECK) \
 		--leak-check=full --errors-for-leak-kinds=definite)
 	$(call run_each,$(filter %/test_fork_edges,$^),$(MEMCHECK) --leak-check=no)
 

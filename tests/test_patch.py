@@ -1,4 +1,4 @@
-"""Static keys, static calls and hooks from Python; what they change is tested in C (``tests/c/test_patch.c``)."""
+"""Static keys, static calls and hooks from Python; what they change is tested in C (``tests/c/``)."""
 
 from __future__ import annotations
 
