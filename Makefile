@@ -172,7 +172,7 @@ test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 asan-c: $(programs_asan)
 	$(call run_each,$^,EXECMEM_TEST_SHORT=1 ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1)
 
-tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_edges %/test_trap %/test_retire,$(programs_tsan))
+tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_edges %/test_trap %/test_patch %/test_hook %/test_retire,$(programs_tsan))
 	$(call run_each,$(filter-out %/test_threads %/test_retire,$^),EXECMEM_TEST_SHORT=1 TSAN_OPTIONS=$(TSAN))
 	EXECMEM_TEST_MODES=syscall,alias,procmem EXECMEM_TEST_SHORT=1 TSAN_OPTIONS=$(TSAN) $(BUILD)/c/tsan/test_retire
 	TSAN_OPTIONS=$(TSAN) $(BUILD)/c/tsan/test_threads 1500

@@ -320,7 +320,7 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
-		if (!test_takes_mode(mode))
+		if (!test_takes_mode(mode) || (mode == EXECMEM_MODE_FLIP && !TEST_STOPS_THREADS))
 			continue;
 		open_domains(mode);
 		for (int i = 0; i < FUNCTIONS; i++) {

@@ -405,7 +405,7 @@ int main(int argc, char **argv)
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
 		int some = mode == EXECMEM_MODE_FLIP ? amount / 20 + 1 : amount;
 
-		if (!test_takes_mode(mode))
+		if (!test_takes_mode(mode) || (mode == EXECMEM_MODE_FLIP && !TEST_STOPS_THREADS))
 			continue;
 		open_domains(mode);
 		snprintf(test_context, sizeof test_context, "mode %s", execmem_mode_name(mode));
