@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import execmem
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,7 @@ run: Any = importlib.import_module("run")
 python_layer: Any = importlib.import_module("python_layer")
 hardening: Any = importlib.import_module("hardening")
 forks: Any = importlib.import_module("forks")
+patching: Any = importlib.import_module("patching")
 
 EMPTY: dict[str, Any] = {"cycle": {}, "python": {}}
 
@@ -266,6 +269,26 @@ def test_what_hardening_costs_is_measured(run_child: Callable[..., str]) -> None
     )
     assert sealed["sealed"] in {"kernel", "mappings", "library"}
     assert sealed["seal_us"] > 0 < sealed["open_us"]
+
+
+def test_a_patch_is_compared_with_its_neighbour_in_the_same_round() -> None:
+    times = {"a nop": (1, 2, 4), "a key that is off": (1, 4, 4)}
+    samples = [{"group": "keys", "name": name, "ns": ns} for name, row in times.items() for ns in row]
+    nop, key = patching.gather("alias", samples)
+    assert nop == {"mode": "alias", "group": "keys", "name": "a nop", "ns": 2}
+    assert (key["ns"], key["against"], key["ratio"]) == (4, "a nop", 1)
+
+
+@pytest.mark.skipif(execmem.arch() != "x86_64", reason="the code is x86-64 code")
+def test_what_patching_costs_is_measured() -> None:
+    if patching.building.version_of(patching.building.compiler("CC", "cc")) == "not found":
+        pytest.skip("no C compiler")
+    rows, _compilers = patching.measure(["alias"], 1)
+    found = {row["name"]: row for row in rows}
+    assert patching.AGAINST.keys() <= found.keys()
+    assert all(found[name]["against"] == other and other in found for name, other in patching.AGAINST.items())
+    assert all(row["ns"] > 0 for row in rows)
+    assert {row["group"] for row in rows} == {"keys", "calls", "hooks", "changes"}
 
 
 def test_what_forks_cost_is_measured() -> None:
