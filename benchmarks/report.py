@@ -320,6 +320,43 @@ def table_wishes(data: Data) -> list[str]:
     return grid(["mode `alias`", *heads], rows)
 
 
+def whole(huge: list[int]) -> str:
+    """Say whether a pack that was one 2 MB page before all changes is one after them."""
+    before, after = huge
+    return "was none" if not before else "whole" if after else "split"
+
+
+def table_poke(data: Data) -> list[str]:
+    """Draw what changing one instruction, and a batch of 256, take beside a synchronisation and beside mprotect."""
+    rows = [
+        [
+            f"`{row['mode']}`",
+            row["others"],
+            row["way"],
+            number(row["sync_ns"], " ns"),
+            f"{number(row['single_ns'], ' ns')} ({number(row['single_per_sync'], 'x', 2)})",
+            f"{number(row['batch_ns'], ' ns')} ({number(row['site_above_three_syncs_ns'], ' ns', 1)})",
+            number(row["mprotect_per_single"], "x", 2),
+            number(row["mprotect_per_site"], "x", 1),
+            f"{whole(row['sites_huge'])}, {whole(row['mprotect_huge'])}",
+        ]
+        for row in data.get("poke", {}).get("results", [])
+    ]
+    heads = ["one synchronisation", "one change (times that)", "a batch of 256 (a site, above three of them)"]
+    beside = ["mprotect: against one change", "against one of a batch", "2 MB page after it: theirs, mprotect's"]
+    return grid(["mode", "other threads", "way", *heads, *beside], rows)
+
+
+def table_patching(data: Data) -> list[str]:
+    """Draw what keys, calls and hooks cost beside code that cannot change."""
+    rows = [
+        [f"`{row['mode']}`", row["name"], number(row["ns"], " ns", 2), row["against"], number(row["ratio"], "x", 2)]
+        for row in data.get("patching", {}).get("results", [])
+        if "against" in row
+    ]
+    return grid(["mode", "what", "takes", "beside", "ratio"], rows)
+
+
 def table_goals(data: Data) -> list[str]:
     rows = [
         [goal.what, number(goal.value, goal.unit, 2), goal.limit_text, goal.verdict, goal.note] for goal in goals(data)
@@ -339,6 +376,8 @@ TABLES: Mapping[str, Callable[[Data], list[str]]] = {
     "fork-work": table_fork_work,
     "seal": table_seal,
     "wishes": table_wishes,
+    "poke": table_poke,
+    "patching": table_patching,
     "goals": table_goals,
 }
 PLACE = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

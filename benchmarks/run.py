@@ -29,8 +29,15 @@ import report
 Row = dict[str, Any]
 
 RESULTS = building.HERE / "results"
-PAGES = ("README.md", "docs/performance.md", "docs/fork.md", "docs/lockdown.md")
-FILES = ("cycle", "python", "forks", "hardening")  # in results/, what tables and goals are drawn from
+PAGES = ("README.md", "docs/performance.md", "docs/fork.md", "docs/lockdown.md", "docs/patching.md")
+FILES = (
+    "cycle",
+    "python",
+    "forks",
+    "hardening",
+    "poke",
+    "patching",
+)  # in results/, what tables and goals are drawn from
 MILLION = 1_000_000
 PAGE = 4096
 GAP = 2048  # bytes at most before each block of the peer that has gaps

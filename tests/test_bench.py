@@ -339,3 +339,27 @@ def test_the_packages_that_the_probes_name_are_those_of_the_page() -> None:
 def test_what_is_committed_can_be_read() -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         assert json.loads(path.read_text(encoding="utf-8")), path
+
+
+def test_what_live_changes_cost_is_told_beside_a_synchronisation_and_mprotect() -> None:
+    row = {
+        "mode": "alias",
+        "others": "none",
+        "way": "breakpoints",
+        "sync_ns": 600,
+        "single_ns": 2400,
+        "batch_ns": 17160,
+    }
+    row |= {"single_per_sync": 4.0, "site_above_three_syncs_ns": 60.0, "mprotect_per_single": 2.5}
+    row |= {"mprotect_per_site": 90.0, "sites_huge": [8, 8], "mprotect_huge": [8, 0]}
+    lines = report.table_poke({"poke": {"results": [row]}})
+    told = "| `alias` | none | breakpoints | 600 ns | 2,400 ns (4.00x) | 17,160 ns (60.0 ns) | 2.50x | 90.0x "
+    assert lines[2] == told + "| whole, split |"
+
+
+def test_what_keys_cost_is_told_where_there_is_something_to_compare() -> None:
+    row = {"mode": "alias", "group": "key", "name": "a nop", "ns": 1.0}
+    off = row | {"name": "a key that is off", "ns": 1.01, "against": "a nop", "ratio": 1.01}
+    assert report.table_patching({"patching": {"results": [row, off]}})[2:] == [
+        "| `alias` | a key that is off | 1.01 ns | a nop | 1.01x |"
+    ]
