@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,11 +24,14 @@
  *   round += 1 (odd: parked threads sleep)
  *   list /proc/self/task, tgkill each  ----->  handler: tells its slot, sleeps on `round`
  *   wait until each has told, or is gone
- *   list again; new ones? once more
+ *   list again; new ones, or not as many as there are? once more
  *   ... the write ...
  *   round += 1, wake  ---------------------->  handler returns
  */
-enum { STOP_MAX = 1024 };
+enum {
+	STOP_MAX = 1024,
+	LOOKS = 16, /* at lists that are not whole, for somebody who plays Linux may not count links */
+};
 static struct em_lock stop_lock = {.rank = EM_RANK_STOP};
 static _Atomic uint32_t stop_round;
 static _Atomic int32_t stop_parked[STOP_MAX]; /* a thread id, negated once it is parked */
@@ -71,15 +75,20 @@ static int choose_stop_signal(void)
 	return stop_signal ? 0 : -EBUSY;
 }
 
-/* Signals the threads not signalled yet; gives how many that were, or a negative errno. */
-static int signal_others(int32_t self)
+/* Signals the threads not signalled yet; gives how many that were, or a negative errno. *whole: the list had as many threads as there were
+ * when it was begun. Else it may have ended early: the kernel's does at a thread that goes just when its turn has come. */
+static int signal_others(int32_t self, bool *whole)
 {
 	char entries[4096];
 	int added = 0, dir = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	long got = -errno;
+	struct stat about = {0};
+	uint64_t listed = 2; /* as links are counted */
 
+	*whole = true;
 	if (dir < 0) /* nobody tells the threads; a process of one needs no list, and only there does this do nothing and succeed */
 		return syscall(SYS_unshare, CLONE_THREAD) == 0 ? 0 : (int)got;
+	(void)fstat(dir, &about);
 	while (added >= 0 && (got = syscall(SYS_getdents64, dir, entries, sizeof entries)) > 0)
 		for (long at = 0; at < got && added >= 0;) {
 			struct dirent64 *entry = (struct dirent64 *)(entries + at);
@@ -87,6 +96,7 @@ static int signal_others(int32_t self)
 			int count = atomic_load(&stop_count), known = 0;
 
 			at += entry->d_reclen;
+			listed += tid > 0;
 			while (known < count && abs(atomic_load(&stop_parked[known])) != tid)
 				known++;
 			if (tid <= 0 || tid == self || known < count)
@@ -103,6 +113,7 @@ static int signal_others(int32_t self)
 	if (got < 0 && added >= 0)
 		added = -errno;
 	close(dir);
+	*whole = listed == about.st_nlink;
 	return added;
 }
 
@@ -146,7 +157,8 @@ int em_sys_stop_threads(void)
 	int32_t self = (int32_t)syscall(SYS_gettid);
 	uint64_t deadline;
 	sigset_t all;
-	int naps = 0;
+	int naps = 0, looks = 0;
+	bool whole;
 
 	if (err)
 		return err;
@@ -159,7 +171,7 @@ int em_sys_stop_threads(void)
 	atomic_store(&stop_count, 0);
 	atomic_fetch_add(&stop_round, 1);
 	deadline = em_sys_monotonic_ns() + 200000000u;
-	while ((err = signal_others(self)) > 0)
+	while ((err = signal_others(self, &whole)) > 0 || (err == 0 && !whole && ++looks < LOOKS))
 		while (!all_parked(++naps % 16 == 0)) {
 			struct timespec nap = {.tv_nsec = 20000};
 
