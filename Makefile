@@ -157,8 +157,8 @@ $(EMULATED_INIT): tests/emulate/init.c Makefile
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS_ALL) $(filter-out -MMD -MP,$(CFLAGS_ALL)) $(CFLAGS_static) $(LDFLAGS_static) $< -o $@
 
-# All but the test of the faults' reports, which does not write in modes, and the corpus, whose files are not there.
-EMULATED ?= $(filter-out test_report test_corpus,$(notdir $(programs_static)))
+# All but those that do not write in modes, take too long here (pairs of refusals, steps of a debugger), or need files: the corpus.
+EMULATED ?= $(filter-out test_report test_decode test_fault_pairs test_trap test_corpus,$(notdir $(programs_static)))
 
 # QEMU before 8.1 misses a change of code that another of its CPUs is translating (deba78709a), so these have one CPU.
 EMULATED_ALONE := test_live test_live_edges test_patch test_hook
