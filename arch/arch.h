@@ -19,11 +19,12 @@ enum em_arch_sync {
 struct em_arch_insn {
 	uint8_t length;        /* bytes */
 	uint8_t distance_at;   /* where in it lie the bytes that hold how far it is to what it jumps to, or reads and writes, */
-	uint8_t distance_size; /* and how many; 0: there are none, and it does the same wherever it lies */
+	uint8_t distance_size; /* and how many; 0: there are none, and it does the same wherever it lies, unless `relative` */
 	bool branches;         /* it jumps there */
 	bool calls;            /* and comes back */
 	bool ends;             /* what follows it in memory is not run after it */
 	bool nothing;          /* it is for nothing, whatever it looks like */
+	bool relative;         /* it depends on where it lies, by bits that are not bytes of their own (aarch64, riscv64) */
 	bool resumes;          /* interrupted it may go on, or be started anew, by its own address: it cannot be changed meanwhile */
 };
 
@@ -37,7 +38,7 @@ enum em_arch_live {
 	EM_ARCH_LIVE_NEVER,      /* not at all: a thread may be half through the old one */
 };
 
-enum em_arch_encoded { EM_ARCH_ENCODED, EM_ARCH_ENCODE_LENGTH, EM_ARCH_ENCODE_REACH }; /* or why not */
+enum em_arch_encoded { EM_ARCH_ENCODED, EM_ARCH_ENCODE_LENGTH, EM_ARCH_ENCODE_REACH, EM_ARCH_ENCODE_ALIGN }; /* or why not */
 
 /* What became of an instruction that was to lie elsewhere; at its end what it did before is done. */
 enum em_arch_moved {
@@ -48,6 +49,17 @@ enum em_arch_moved {
 
 enum { EM_ARCH_INSN_MAX = 15 }; /* bytes of the longest instruction of any CPU */
 
+/* Registers of the C calling convention, for encode_address. */
+enum em_arch_register {
+	EM_ARCH_RESULT, /* what a function gives back: rax, x0, a0 */
+	EM_ARCH_FIRST,  /* its first argument: rdi, x0, a0 */
+};
+
+/*
+ * An encoder writes an instruction, or a few that do one thing, to `out`, to be run at the address `at`, and gives the bytes it wrote. 0:
+ * it cannot be, and nothing was written: `to` is out of reach, or an address is not where instructions may lie. The sizes beside them
+ * are the most that they write. They keep every register but those named here, and do not look at memory but for encode_far_branch.
+ */
 struct em_arch {
 	const char *name; /* as `uname -m` tells */
 	bool supported;   /* false: domains cannot be opened, and `why` says it politely */
@@ -55,27 +67,38 @@ struct em_arch {
 
 	/* ---- insn.c: pure ---- */
 
-	/* Fills with trapping instructions; dst and len are multiples of trap_size. */
+	/* Fills with trapping instructions; dst and len, of these two, are multiples of trap_size. */
 	void (*fill_traps)(void *dst, size_t len);
 	bool (*is_trap)(const void *bytes, size_t len); /* are all of these bytes trap fill? */
 	uint32_t trap_size;                             /* bytes of one trap instruction */
-	uint64_t branch_reach;                          /* bytes either way that one relative call covers */
-	uint32_t branch_size;                           /* bytes of a branch, or call, that reaches so far */
+	uint64_t branch_reach; /* bytes either way that encode_call and encode_branch are sure to cover */
+	uint32_t insn_align;   /* instructions lie at multiples of this */
+	/* Instructions that do nothing, as few as may be; `len` bytes, a multiple of insn_align. */
+	uint32_t (*encode_nops)(uint8_t *out, uint32_t len);
 	/* The first instruction of what an indirect branch may go to, where the CPU checks that; it does nothing where not. */
 	uint32_t (*encode_landing)(uint8_t *out);
 	uint32_t landing_size;
-	/* To anywhere, through the address that stands behind it; always far_branch_size bytes, at a multiple of far_branch_align. */
-	uint32_t (*encode_far_branch)(uint8_t *out, uint64_t to);
-	uint32_t far_branch_size, far_branch_align;
 	/* A function that gives 0 at once. */
 	uint32_t (*encode_empty)(uint8_t *out);
 	uint32_t empty_size;
+	/* Relative, always branch_size bytes. riscv64: a branch changes t2, as it does within a function that links to another. */
+	uint32_t (*encode_branch)(uint8_t *out, uint64_t at, uint64_t to);
+	uint32_t (*encode_call)(uint8_t *out, uint64_t at, uint64_t to);
+	uint32_t branch_size;
+	/* To anywhere, through the address that stands behind it; always far_branch_size bytes, at a multiple of far_branch_align. Changes x16,
+	 * or t2, which linkers use too. Where the CPU checks indirect branches, `to` begins with a landing, but on riscv64, where t2 is exempt. */
+	uint32_t (*encode_far_branch)(uint8_t *out, uint64_t to);
+	uint32_t far_branch_size, far_branch_align;
+	/* Puts an address into a register: relative to `at` where that reaches, else as a number. */
+	uint32_t (*encode_address)(uint8_t *out, uint64_t at, enum em_arch_register reg, uint64_t to);
+	uint32_t address_size;
 	/* A thread's rights to memory under protection keys, as its register holds them, changed: a key opened for reading and writing, or
 	 * shut for both. NULL: keys are not known here. */
 	uint64_t (*key_rights)(uint64_t rights, int key, bool open);
 
 	/* Writes the instruction (enum execmem_insn) of exactly `len` bytes for a site. */
 	enum em_arch_encoded (*encode)(int insn, uint64_t site, uint64_t target, uint8_t *out, size_t len);
+	uint32_t site_size; /* bytes of the one that reaches furthest, both as a jump and as a call */
 	/*
 	 * How `len` old bytes at a site may become the new ones while threads run them; both are of that length, and they differ.
 	 *   memory   the write mode has memory to store to, so one aligned store of up to 8 bytes is seen whole, or not yet
@@ -93,6 +116,8 @@ struct em_arch {
 
 	/* The instruction that `code` begins with. False: it is not known, or not over within `len` bytes. */
 	bool (*decode)(const void *code, size_t len, struct em_arch_insn *out);
+	/* Where an instruction goes that lies at `at`, and of which `decode` told that it branches. */
+	uint64_t (*goal)(const uint8_t *code, const struct em_arch_insn *insn, uint64_t at);
 	/* The instruction that `decode` told of, lying at `from`, written to `out` for `to`; *len: its bytes there, EM_ARCH_INSN_MAX at most. */
 	enum em_arch_moved (*move)(const uint8_t *code, const struct em_arch_insn *insn, uint64_t from, uint64_t to, uint8_t *out,
 	                           uint32_t *len);
@@ -100,7 +125,9 @@ struct em_arch {
 	/* ---- poke.c: on this CPU ---- */
 
 	enum em_arch_sync fill_sync; /* after a fill of memory that nobody may be executing */
-	/* Makes bytes written at `exec` fetchable as instructions on this core (and others, where the CPU broadcasts it). NULL: they are. */
+	bool interrupts_sync; /* a thread that comes back from an interrupt has nothing older fetched ahead */
+	/* Makes bytes written at `exec` fetchable as instructions on this core (and others, where the CPU broadcasts it). NULL: they are, or
+	 * what fill_sync asks for (em_sys_sync_core) does it too. */
 	void (*flush)(void *exec, size_t len);
 	/* fill_traps past the caches, for memory that is not in them: dst and len are multiples of 64. Stores may come to be seen by other
 	 * cores only after drain() or anything else that orders them there. NULL, both: there is no such way. */
@@ -116,6 +143,8 @@ struct em_arch {
 };
 
 extern const struct em_arch em_arch_x86_64;
+extern const struct em_arch em_arch_aarch64;
+extern const struct em_arch em_arch_riscv64;
 extern const struct em_arch em_arch_none;
 
 /* The room of the CPU this runs on, or em_arch_none. */

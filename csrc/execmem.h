@@ -399,7 +399,8 @@ typedef struct execmem_poke_site {
 int execmem_poke_batch(const execmem_poke_site *sites, size_t count);
 
 /* Writes the instruction (enum execmem_insn) of exactly `len` bytes that does nothing, or goes from `site` to `target`. x86-64: nothing
- * of 1 to 9 bytes, a jump of 2 or 5 to 15, a call of 5. EINVAL: none has that length; EREACH: the target is too far. */
+ * of 1 to 9 bytes, a jump of 2 or 5 to 15, a call of 5; aarch64: 4; riscv64: 4, and 2 but for calls. EINVAL: none has that length;
+ * EMISALIGNED: no instruction lies at one of both; EREACH: the target is too far. */
 int execmem_encode(int insn, const void *site, const void *target, void *out, size_t len);
 
 /* ---- code that was replaced: docs/retire.md ----
@@ -447,7 +448,7 @@ typedef struct execmem_key execmem_key;
 typedef struct execmem_key_site {
 	uint64_t site; /* where code asks: an instruction for nothing, or a jump to the target, as execmem_encode writes them */
 	uint64_t target; /* where it goes while the key is on; while it is off it goes on behind the site */
-	uint32_t len; /* bytes of the instruction; 0: of the branch that reaches furthest. x86-64: 2 or 5 */
+	uint32_t len; /* bytes of the instruction; 0: of the branch that reaches furthest. x86-64: 2 or 5; aarch64: 4; riscv64: 2 or 4 */
 	uint32_t inverted; /* 1: it goes to the target while the key is off */
 } execmem_key_site;
 

@@ -30,7 +30,8 @@ struct function {
 	struct function *next;
 	uint64_t at;     /* as it is called */
 	uint64_t entry;  /* behind the landing: what changes, */
-	uint32_t len;    /* and how many bytes */
+	uint32_t len;    /* and how many bytes; */
+	uint32_t room;   /* these and the rest of the last of its instructions */
 	enum form form;
 	bool jumps;      /* the entry is a jump of ours */
 	bool padded;     /* the pad is one */
@@ -114,7 +115,7 @@ static int find_function(void *function, const execmem_hook_options *options, st
 /* The instructions that a jump takes the place of. */
 static int measure(struct look *l, struct function *f)
 {
-	uint32_t room = l->arch->branch_size;
+	uint32_t room = l->arch->site_size;
 	struct em_arch_insn insn = {0};
 	uint32_t len = 0;
 
@@ -138,15 +139,18 @@ static int measure(struct look *l, struct function *f)
 		return refuse_entry(l->at, "its first instructions are too long to be taken for one.");
 	f->at = l->at;
 	f->entry = l->entry;
-	f->len = len;
+	f->room = len;
+	f->len = f->form == FORM_SEVERAL && l->arch->insn_align > 1 ? room : len; /* jumps have one length, or any */
 	memcpy(f->old_bytes, bytes_at(l->entry), len);
+	if (l->arch->insn_align > 1 && (f->form == FORM_PAD ? l->at : l->entry) % room != 0)
+		return refuse_entry(l->at, "it does not lie where a jump can be changed on this CPU.");
 	return 0;
 }
 
 /* The pad is what the caller says it is. */
 static int check_pad(const struct look *l, struct function *f)
 {
-	uint32_t room = l->arch->branch_size;
+	uint32_t room = l->arch->site_size;
 
 	if (f->form != FORM_PAD)
 		return 0;
@@ -154,16 +158,6 @@ static int check_pad(const struct look *l, struct function *f)
 		return refuse_entry(l->at, "the bytes before it that are for patching do something.");
 	memcpy(f->old_pad, bytes_at(l->at - room), room);
 	return 0;
-}
-
-static uint64_t goal_of(uint64_t at, const struct em_arch_insn *insn)
-{
-	int32_t distance;
-
-	if (insn->distance_size == 1)
-		return at + insn->length + (uint64_t)(int64_t)(int8_t)bytes_at(at)[insn->distance_at];
-	memcpy(&distance, bytes_at(at) + insn->distance_at, sizeof distance);
-	return at + insn->length + (uint64_t)(int64_t)distance;
 }
 
 /* No branch of the function leads to where the jump will be, but calls of the function itself. */
@@ -184,8 +178,8 @@ static int check_branches(const struct look *l, const struct function *f)
 		}
 		if (!insn.branches)
 			continue;
-		goal = goal_of(at, &insn);
-		if (goal < l->at || goal >= f->entry + f->len || (insn.calls && goal == l->at))
+		goal = l->arch->goal(bytes_at(at), &insn, at);
+		if (goal < l->at || goal >= f->entry + f->room || (insn.calls && goal == l->at))
 			continue;
 		snprintf(why, sizeof why, "a branch at %#llx leads back to its first instructions.", (unsigned long long)at);
 		return refuse_entry(l->at, why);
@@ -216,13 +210,13 @@ static int write_copy(const struct look *l, const struct function *f, uint8_t co
 	struct em_arch_insn insn = {0};
 	uint32_t len;
 
-	for (uint32_t done = 0; done < f->len; done += insn.length) {
+	for (uint32_t done = 0; done < f->room; done += insn.length) {
 		uint64_t from = f->entry + done, goal;
 		int err;
 
 		if (!l->arch->decode(bytes_at(from), l->end - from, &insn))
 			return refuse_entry(l->at, "it begins with bytes that are no known instruction.");
-		goal = insn.branches ? goal_of(from, &insn) : 0;
+		goal = insn.branches ? l->arch->goal(bytes_at(from), &insn, from) : 0;
 		if (goal == from + insn.length) /* a call that wants to know where it is */
 			return refuse_entry(l->at, "it begins by asking where it lies.");
 		err = move_one(l, from, &insn, f->copy + *size, code + *size, &len);
@@ -232,9 +226,9 @@ static int write_copy(const struct look *l, const struct function *f, uint8_t co
 	}
 	if (insn.ends)
 		return 0;
-	if (em_patch_encode(EXECMEM_INSN_JUMP, f->copy + *size, f->entry + f->len, code + *size, l->arch->branch_size) < 0)
+	if (em_patch_encode(EXECMEM_INSN_JUMP, f->copy + *size, f->entry + f->room, code + *size, l->arch->site_size) < 0)
 		return EXECMEM_EREACH;
-	*size += l->arch->branch_size;
+	*size += l->arch->site_size;
 	return 0;
 }
 
@@ -289,7 +283,7 @@ static int make_function(void *function, const execmem_hook_options *options, st
 	if (err == 0) {
 		f->copy_domain = options->domain ? options->domain : em_domain_at(look.at);
 		f->veneers.domain = f->copy_domain;
-		f->original = f->entry + f->len;
+		f->original = f->entry + f->room;
 		if (!look.nothing)
 			err = check_branches(&look, f);
 		if (err == 0 && !look.nothing)
@@ -329,14 +323,21 @@ static struct function *known_function(uint64_t at)
 /* Nobody runs these bytes. */
 static int write_quietly(uint64_t at, const uint8_t *old_bytes, const uint8_t *new_bytes, uint32_t len)
 {
+	struct em_error_kept kept;
 	int err;
 
 	if (memcmp(bytes_at(at), old_bytes, len) != 0)
 		return em_error_set(EXECMEM_ECHANGED, "the bytes at %#llx are not those that were to be replaced: somebody changed them.",
 		                    (unsigned long long)at);
 	err = execmem_fill((void *)(uintptr_t)at, new_bytes, len);
-	if (err < 0)
-		return err;
+	if (err < 0) {
+		em_error_keep(&kept);
+		if (!em_patch_holds(at, old_bytes, len)) /* a CPU that must be told of every write was not, and there are traps */
+			(void)execmem_fill((void *)(uintptr_t)at, old_bytes, len);
+		return em_error_tell(&kept);
+	}
+	if (em_arch_host()->fill_sync == EM_ARCH_SYNC_CORES)
+		return 0;
 	err = em_sys_sync_core();
 	if (err < 0) { /* a thread that is stopped and goes on has nothing fetched ahead */
 		err = em_sys_stop_threads();
@@ -361,13 +362,13 @@ static int jump_from(uint64_t at, uint64_t to, uint8_t *out, uint32_t len)
 
 static uint64_t pad_of(const struct function *f)
 {
-	return f->at - em_arch_host()->branch_size;
+	return f->at - em_arch_host()->site_size;
 }
 
 /* The long jump is written first: until the entry leads there nobody runs it, but who is late from an earlier hook. */
 static int turn_pad(struct function *f, uint64_t to)
 {
-	uint32_t room = em_arch_host()->branch_size;
+	uint32_t room = em_arch_host()->site_size;
 	uint8_t before[EM_ARCH_INSN_MAX], after[EM_ARCH_INSN_MAX];
 	uint64_t pad = pad_of(f);
 	int err = jump_from(pad, to, after, room);
@@ -421,7 +422,7 @@ static int lead(struct function *f, uint64_t target, int flags)
 {
 	uint64_t from = f->form == FORM_PAD ? pad_of(f) : f->entry, to;
 	uint32_t veneers = f->veneers.count;
-	int err = em_patch_reach(&f->veneers, flags, from, f->form == FORM_PAD ? em_arch_host()->branch_size : f->len, target, &to);
+	int err = em_patch_reach(&f->veneers, flags, from, f->form == FORM_PAD ? em_arch_host()->site_size : f->len, target, &to);
 
 	if (err == 0)
 		err = f->form == FORM_PAD ? turn_pad(f, to) : turn_entry(f, to, flags);
@@ -588,7 +589,7 @@ static const char *check_entry(const struct function *f)
 		return "a hooked function does not jump to its first hook";
 	if (f->form != FORM_PAD)
 		return NULL;
-	if (jump_from(goal, f->to, bytes, em_arch_host()->branch_size) < 0 || !em_patch_holds(goal, bytes, em_arch_host()->branch_size))
+	if (jump_from(goal, f->to, bytes, em_arch_host()->site_size) < 0 || !em_patch_holds(goal, bytes, em_arch_host()->site_size))
 		return "the bytes before a hooked function do not jump to its first hook";
 	return NULL;
 }
@@ -633,8 +634,8 @@ static int free_hook(execmem_hook *hook)
 	if (f->users == 1 && f->padded) {
 		uint8_t jump[EM_ARCH_INSN_MAX];
 
-		err = jump_from(pad_of(f), f->to, jump, em_arch_host()->branch_size);
-		err = err < 0 ? err : write_quietly(pad_of(f), jump, f->old_pad, em_arch_host()->branch_size);
+		err = jump_from(pad_of(f), f->to, jump, em_arch_host()->site_size);
+		err = err < 0 ? err : write_quietly(pad_of(f), jump, f->old_pad, em_arch_host()->site_size);
 		if (err < 0)
 			return err;
 		f->padded = false;

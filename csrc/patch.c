@@ -237,7 +237,7 @@ void em_patch_drop_veneers(struct em_patch_veneers *v, uint32_t count)
 
 static uint32_t empty_at(const struct em_arch *arch)
 {
-	return (uint32_t)em_round_up(arch->branch_size, 8);
+	return (uint32_t)em_round_up(arch->site_size, 8);
 }
 
 int em_patch_aim_stub(struct em_patch_stub *stub, uint64_t target, int flags, struct em_patch_change *out, uint64_t *to)
@@ -245,7 +245,7 @@ int em_patch_aim_stub(struct em_patch_stub *stub, uint64_t target, int flags, st
 	const struct em_arch *arch = em_arch_host();
 	int err = 0;
 
-	*out = (struct em_patch_change){.at = stub->at, .len = arch->branch_size};
+	*out = (struct em_patch_change){.at = stub->at, .len = arch->site_size};
 	*to = stub->at + empty_at(arch);
 	if (target != 0)
 		err = em_patch_reach(&stub->veneers, flags, stub->at, out->len, target, to);
@@ -444,7 +444,7 @@ static int take_key_sites(const execmem_key_site *given, size_t count, struct si
 		out[i] = (struct site){.at = given[i].site,
 		                       .target = given[i].target,
 		                       .index = (uint32_t)i,
-		                       .len = (uint8_t)(given[i].len ? given[i].len : em_arch_host()->branch_size),
+		                       .len = (uint8_t)(given[i].len ? given[i].len : em_arch_host()->site_size),
 		                       .form = (uint8_t)given[i].inverted};
 	}
 	return 0;
@@ -704,7 +704,7 @@ static int add_call_sites(execmem_call *call, const uint64_t *given, size_t coun
 		struct site *s = &all.list[call->sites.count + i];
 		struct em_patch_change *c = &changes[i];
 
-		*s = (struct site){.at = given[i], .index = (uint32_t)i, .len = (uint8_t)em_arch_host()->branch_size};
+		*s = (struct site){.at = given[i], .index = (uint32_t)i, .len = (uint8_t)em_arch_host()->site_size};
 		*c = (struct em_patch_change){.at = s->at, .len = s->len, .index = s->index};
 		if (!recognise(call, s, c))
 			err = refuse_site(s);
@@ -753,7 +753,7 @@ static const char *check_call(const execmem_call *call)
 {
 	const struct em_patch_stub *stub = &call->stub;
 	uint8_t bytes[EM_ARCH_INSN_MAX];
-	uint32_t len = em_arch_host()->branch_size;
+	uint32_t len = em_arch_host()->site_size;
 
 	if (em_patch_encode(EXECMEM_INSN_JUMP, stub->at, stub->to, bytes, len) < 0 || !em_patch_holds(stub->at, bytes, len))
 		return "the entry of a static call does not jump to its target";

@@ -387,6 +387,8 @@ int execmem_encode(int insn, const void *site, const void *target, void *out, si
 	switch (arch->encode(insn, (uintptr_t)site, (uintptr_t)target, out, len)) {
 	case EM_ARCH_ENCODED:
 		return 0;
+	case EM_ARCH_ENCODE_ALIGN:
+		return em_error_set(EXECMEM_EMISALIGNED, "no instruction lies at %p, or at %p, on this CPU.", site, target);
 	case EM_ARCH_ENCODE_REACH:
 		return em_error_set(EXECMEM_EREACH, "%p is too far from %p for a branch of %llu bytes; go through code that lies nearer.",
 		                    target, site, (unsigned long long)len);

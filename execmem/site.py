@@ -107,12 +107,15 @@ def execmem_poke_many(sites: Iterable[tuple[SupportsIndex, BytesLike, BytesLike]
 def encode(instruction: str, size: SupportsIndex, site: SupportsIndex = 0, target: SupportsIndex = 0) -> bytes:
     """Return an instruction of exactly ``size`` bytes: ``"nop"``, or ``"jump"`` or ``"call"`` from a site to a target.
 
-    On x86-64 there are nops of 1 to 9 bytes, jumps of 2 and of 5 to 15, calls of 5.
+    On x86-64 there are nops of 1 to 9 bytes, jumps of 2 and of 5 to 15, calls of 5; on aarch64 all have 4; on riscv64
+    all may have 4, nops and jumps 2.
 
     Raises
     ------
     InvalidArgumentError
         None has that size on this CPU.
+    MisalignedError
+        No instruction lies at the site, or at the target, on this CPU.
     ReachError
         The target is too far.
 

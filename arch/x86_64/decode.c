@@ -350,6 +350,16 @@ bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out)
 
 enum { JMP_SHORT = 0xEB, JMP_NEAR = 0xE9, JCC_NEAR = 0x80 };
 
+uint64_t em_x86_64_goal(const uint8_t *code, const struct em_arch_insn *insn, uint64_t at)
+{
+	int32_t distance;
+
+	if (insn->distance_size == 1)
+		return at + insn->length + (uint64_t)(int64_t)(int8_t)code[insn->distance_at];
+	memcpy(&distance, code + insn->distance_at, sizeof distance);
+	return at + insn->length + (uint64_t)(int64_t)distance;
+}
+
 /* jmp and jcc of one byte become those of four; loop and jrcxz have no such form. Writes all but the distance. */
 static uint32_t widen(const uint8_t *code, uint8_t *out)
 {

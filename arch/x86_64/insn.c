@@ -25,72 +25,123 @@ static uint64_t key_rights(uint64_t rights, int key, bool open)
 	return open ? rights & ~(3ull << 2 * key) : rights | 1ull << 2 * key;
 }
 
-/* ---- branches and nothing ---- */
+/* ---- nops and landings ---- */
 
-enum { SHORT = 2, NEAR = 5, FAR = 14, NOP_MAX = 9, LANDING = 4, EMPTY = 3 };
+enum { SHORT = 2, NEAR = 5, NOP_MAX = 9, LANDING = 4, EMPTY = 3, FAR = 14, ADDRESS = 10 };
 
-static bool distance_of(uint64_t site, size_t len, uint64_t target, int64_t reach, int32_t *out)
-{
-	int64_t distance = (int64_t)(target - (site + len));
-
-	*out = (int32_t)distance;
-	return distance >= -reach && distance < reach;
-}
-
-static enum em_arch_encoded encode(int insn, uint64_t site, uint64_t target, uint8_t *out, size_t len)
+/* As recommended: Intel SDM vol. 2, NOP, table 4-12. */
+static uint32_t encode_nops(uint8_t *out, uint32_t len)
 {
 	static const uint8_t nops[NOP_MAX][NOP_MAX] = {
-		/* Intel SDM vol. 2, NOP, table 4-12 */
 		{0x90},
 		{0x66, 0x90},
-		{0x0F, 0x1F, 0x00},
-		{0x0F, 0x1F, 0x40, 0},
-		{0x0F, 0x1F, 0x44, 0, 0},
-		{0x66, 0x0F, 0x1F, 0x44, 0, 0},
-		{0x0F, 0x1F, 0x80, 0, 0, 0, 0},
-		{0x0F, 0x1F, 0x84, 0, 0, 0, 0, 0},
-		{0x66, 0x0F, 0x1F, 0x84, 0, 0, 0, 0, 0},
+		{0x0f, 0x1f, 0x00},
+		{0x0f, 0x1f, 0x40, 0},
+		{0x0f, 0x1f, 0x44, 0, 0},
+		{0x66, 0x0f, 0x1f, 0x44, 0, 0},
+		{0x0f, 0x1f, 0x80, 0, 0, 0, 0},
+		{0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0},
+		{0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0},
 	};
-	int32_t distance;
 
-	if (insn == EXECMEM_INSN_NOP) {
-		if (len == 0 || len > NOP_MAX)
-			return EM_ARCH_ENCODE_LENGTH;
-		memcpy(out, nops[len - 1], len);
-		return EM_ARCH_ENCODED;
+	for (uint32_t done = 0, part; done < len; done += part) {
+		part = len - done < NOP_MAX ? len - done : NOP_MAX;
+		memcpy(out + done, nops[part - 1], part);
 	}
-	if (len != NEAR && !(insn == EXECMEM_INSN_JUMP && (len == SHORT || (len > NEAR && len <= EM_ARCH_INSN_MAX))))
-		return EM_ARCH_ENCODE_LENGTH;
-	if (!distance_of(site, len, target, len == SHORT ? 1 << 7 : 1ll << 31, &distance))
-		return EM_ARCH_ENCODE_REACH;
-	for (; len > NEAR; len--)
-		*out++ = EM_X86_64_CS; /* does nothing before a jump */
-	out[0] = insn == EXECMEM_INSN_CALL ? 0xE8 : len == SHORT ? 0xEB : 0xE9;
-	memcpy(out + 1, &distance, len - 1);
-	return EM_ARCH_ENCODED;
+	return len;
 }
 
-/* jmp *0(%rip) */
-static uint32_t encode_far_branch(uint8_t *out, uint64_t to)
-{
-	memcpy(out, (const uint8_t[]){0xFF, 0x25, 0, 0, 0, 0}, 6);
-	memcpy(out + 6, &to, 8);
-	return FAR;
-}
-
-/* endbr64 */
+/* endbr64. Control-flow enforcement looks at indirect branches only, so what follows here needs none but the far branch, which has no
+ * notrack prefix: a kernel may refuse that. */
 static uint32_t encode_landing(uint8_t *out)
 {
-	memcpy(out, (const uint8_t[]){0xF3, 0x0F, 0x1E, 0xFA}, LANDING);
+	memcpy(out, (const uint8_t[]){0xf3, 0x0f, 0x1e, 0xfa}, LANDING);
 	return LANDING;
 }
 
 /* xor %eax, %eax; ret */
 static uint32_t encode_empty(uint8_t *out)
 {
-	memcpy(out, (const uint8_t[]){0x31, 0xC0, 0xC3}, EMPTY);
+	memcpy(out, (const uint8_t[]){0x31, 0xc0, 0xc3}, EMPTY);
 	return EMPTY;
 }
+
+/* ---- branches ---- */
+
+/* An opcode and 32 bits that count from the instruction's end. */
+static uint32_t relative(uint8_t *out, uint64_t at, const uint8_t *opcode, uint32_t len, uint64_t to)
+{
+	int64_t distance = (int64_t)(to - (at + len + 4));
+	int32_t low = (int32_t)distance;
+
+	if (low != distance)
+		return 0;
+	memcpy(out, opcode, len);
+	memcpy(out + len, &low, 4);
+	return len + 4;
+}
+
+static uint32_t encode_branch(uint8_t *out, uint64_t at, uint64_t to)
+{
+	return relative(out, at, (const uint8_t[]){0xe9}, 1, to);
+}
+
+static uint32_t encode_call(uint8_t *out, uint64_t at, uint64_t to)
+{
+	return relative(out, at, (const uint8_t[]){0xe8}, 1, to);
+}
+
+/* jmp *0(%rip) */
+static uint32_t encode_far_branch(uint8_t *out, uint64_t to)
+{
+	memcpy(out, (const uint8_t[]){0xff, 0x25, 0, 0, 0, 0}, 6);
+	memcpy(out + 6, &to, 8);
+	return FAR;
+}
+
+/* A jump of more than five bytes is one of five behind prefixes that do nothing. */
+static enum em_arch_encoded encode(int insn, uint64_t site, uint64_t target, uint8_t *out, size_t len)
+{
+	int64_t distance = (int64_t)(target - (site + len));
+	bool call = insn == EXECMEM_INSN_CALL;
+
+	if (insn == EXECMEM_INSN_NOP) {
+		if (len == 0 || len > NOP_MAX)
+			return EM_ARCH_ENCODE_LENGTH;
+		encode_nops(out, (uint32_t)len);
+		return EM_ARCH_ENCODED;
+	}
+	if (len == SHORT && !call) {
+		if ((int8_t)distance != distance)
+			return EM_ARCH_ENCODE_REACH;
+		out[0] = 0xeb;
+		out[1] = (uint8_t)distance;
+		return EM_ARCH_ENCODED;
+	}
+	if (len < NEAR || len > (call ? NEAR : EM_ARCH_INSN_MAX))
+		return EM_ARCH_ENCODE_LENGTH;
+	if (!(call ? encode_call : encode_branch)(out + len - NEAR, site + len - NEAR, target))
+		return EM_ARCH_ENCODE_REACH;
+	memset(out, EM_X86_64_CS, len - NEAR);
+	return EM_ARCH_ENCODED;
+}
+
+/* ---- addresses ---- */
+
+/* lea to(%rip), reg; else movabs $to, reg */
+static uint32_t encode_address(uint8_t *out, uint64_t at, enum em_arch_register reg, uint64_t to)
+{
+	uint8_t number = reg == EM_ARCH_RESULT ? 0 : 7; /* rax, rdi */
+	uint32_t len = relative(out, at, (const uint8_t[]){0x48, 0x8d, (uint8_t)(number << 3 | 5)}, 3, to);
+
+	if (len)
+		return len;
+	memcpy(out, (const uint8_t[]){0x48, (uint8_t)(0xb8 | number)}, 2);
+	memcpy(out + 2, &to, 8);
+	return ADDRESS;
+}
+
+/* ---- what an instruction does ---- */
 
 /* The condition of a jcc, by the low four bits of its opcode (Intel SDM vol. 1, appendix B). */
 static bool holds(unsigned condition, uint64_t flags)
@@ -191,22 +242,31 @@ const struct em_arch em_arch_x86_64 = {
 	.is_trap = is_trap,
 	.trap_size = 1,
 	.branch_reach = (1ull << 31) - (1ull << 20), /* rel32, less a margin for the branch's own end */
-	.key_rights = key_rights,
-	.branch_size = NEAR,
+	.insn_align = 1,
+	.encode_nops = encode_nops,
 	.encode_landing = encode_landing,
 	.landing_size = LANDING,
+	.encode_empty = encode_empty,
+	.empty_size = EMPTY,
+	.encode_branch = encode_branch,
+	.encode_call = encode_call,
+	.branch_size = NEAR,
 	.encode_far_branch = encode_far_branch,
 	.far_branch_size = FAR,
 	.far_branch_align = 1,
-	.encode_empty = encode_empty,
-	.empty_size = EMPTY,
+	.encode_address = encode_address,
+	.address_size = ADDRESS,
+	.key_rights = key_rights,
 	.encode = encode,
+	.site_size = NEAR,
 	.live_change = live_change,
 	.live_unit = 1,
 	.emulate = emulate,
 	.decode = em_x86_64_decode,
+	.goal = em_x86_64_goal,
 	.move = em_x86_64_move,
 	.fill_sync = EM_ARCH_SYNC_NONE,
+	.interrupts_sync = true,
 	.flush = NULL,
 	.fill_traps_past = em_x86_64_fill_traps_past,
 	.drain = em_x86_64_drain,

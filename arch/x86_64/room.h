@@ -9,6 +9,7 @@ enum { EM_X86_64_CS = 0x2E };  /* a segment that is not there: a prefix that doe
 enum { EM_X86_64_INT3 = 0xCC }; /* one byte, so a jump to any offset traps (Intel SDM vol. 2, INT3) */
 
 bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out);
+uint64_t em_x86_64_goal(const uint8_t *code, const struct em_arch_insn *insn, uint64_t at);
 enum em_arch_moved em_x86_64_move(const uint8_t *code, const struct em_arch_insn *insn, uint64_t from, uint64_t to, uint8_t *out,
                                   uint32_t *len);
 void em_x86_64_fill_traps_past(void *dst, size_t len);

@@ -60,12 +60,62 @@ static inline bool test_takes_mode(int mode)
 	return false;
 }
 
-/* What code that begins with "mov eax, number" and then returns gives; on other CPUs, which do not run it, what it says. */
+/* Whether a walk over refused system calls takes this one: EXECMEM_TEST_CALLS ("write,sync") says so, else all. */
+static inline bool test_takes_call(const char *call)
+{
+	const char *chosen = getenv("EXECMEM_TEST_CALLS");
+
+	return !chosen || strstr(chosen, call);
+}
+
+/* Machine code of the CPU that this runs on: a function that gives a number, 32 bits of it, unsigned; and what ends a function. */
+#if defined(__x86_64__)
+enum { TEST_CODE = 6 };
+#else
+enum { TEST_CODE = 16 };
+#endif
+
+static inline uint32_t test_words(uint8_t *out, const uint32_t *words, uint32_t count)
+{
+	for (uint32_t i = 0; i < 4 * count; i++)
+		out[i] = (uint8_t)(words[i / 4] >> i % 4 * 8);
+	return 4 * count;
+}
+
+static inline uint32_t test_return(uint8_t *out)
+{
+#if defined(__aarch64__)
+	return test_words(out, (uint32_t[]){0xd65f03c0}, 1);
+#elif defined(__riscv)
+	return test_words(out, (uint32_t[]){0x00008067}, 1);
+#else
+	out[0] = 0xC3;
+	return 1;
+#endif
+}
+
+static inline void test_code(uint8_t out[TEST_CODE], uint32_t number)
+{
+#if defined(__aarch64__)
+	/* mov w0, #low; movk w0, #high, lsl #16; nop; ret */
+	test_words(out, (uint32_t[]){0x52800000 | (number & 0xffff) << 5, 0x72a00000 | number >> 16 << 5, 0xd503201f, 0xd65f03c0}, 4);
+#elif defined(__riscv)
+	/* auipc a0, 0; lwu a0, 12(a0); ret; the number */
+	test_words(out, (uint32_t[]){0x00000517, 0x00c56503, 0x00008067, number}, 4);
+#else
+	memset(out, 0, TEST_CODE);
+	out[0] = 0xB8; /* mov eax, number; ret */
+	memcpy(out + 1, &number, sizeof number);
+	out[5] = 0xC3;
+#endif
+}
+
+/* What such a function gives; on a CPU for which there is none, where no code can be placed, what it says. */
 static inline uint32_t test_call(const void *address)
 {
 	uint32_t number;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv)
 	number = ((uint32_t (*)(void))(uintptr_t)address)();
 #else
 	memcpy(&number, (const uint8_t *)address + 1, sizeof number);
