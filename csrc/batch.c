@@ -1,7 +1,7 @@
 /* batch: many blocks in one crossing and under one lock.
  *
  * All or none: what can be refused is looked at before anything changes, or taken back. Where a write is a system call, the bytes of blocks
- * that lie side by side are gathered and written at once.
+ * that lie side by side are gathered and written at once. Where other CPUs must be told of new code, they are once, at the end.
  */
 #include "block.h"
 #include "error.h"
@@ -112,8 +112,23 @@ static int end(const struct hold *h, int err)
 
 /* ---- taking back ---- */
 
-/* Frees blocks that this batch took. */
-static void take_back(struct hold *h, const uint64_t *addresses, size_t count)
+/* Other CPUs are told of all that was written since em_poke_gather. `err`, what came of that, stays; 0: it is what comes of the telling. */
+static int tell_cpus(const struct hold *h, int err)
+{
+	struct em_error_kept kept;
+
+	if (EM_LIKELY(err == 0)) {
+		err = em_poke_tell(h->d->arch);
+		return EM_UNLIKELY(err < 0) ? at_index(err, 0) : 0;
+	}
+	em_error_keep(&kept);
+	(void)em_poke_tell(h->d->arch);
+	return em_error_tell(&kept);
+}
+
+/* Frees blocks that this batch took. `written`: other CPUs could not be told of their bytes; as with a block alone, those are taken back
+ * once more where the system refuses it. */
+static void take_back(struct hold *h, const uint64_t *addresses, size_t count, bool written)
 {
 	struct em_error_kept kept;
 
@@ -125,8 +140,11 @@ static void take_back(struct hold *h, const uint64_t *addresses, size_t count)
 	while (count-- > 0) {
 		struct em_place at;
 
-		if (find_start(h, addresses[count], &at) == 0)
-			em_block_take_back(shard_at(h, addresses[count]), &at);
+		if (find_start(h, addresses[count], &at) < 0)
+			continue;
+		if (written)
+			em_block_unwrite(shard_at(h, addresses[count]), &at, at.address, at.size);
+		em_block_take_back(shard_at(h, addresses[count]), &at);
 	}
 	em_error_tell(&kept);
 }
@@ -259,7 +277,7 @@ int execmem_alloc_many(execmem_domain *domain, int kind, size_t count, const uin
 		err = alloc_next(&b, i, &at);
 		if (EM_UNLIKELY(err < 0)) {
 			end_run(&b);
-			take_back(&h, out, i);
+			take_back(&h, out, i, false);
 			return h.d ? end(&h, err) : err;
 		}
 		out[i] = at.address;
@@ -355,6 +373,7 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 	struct stage stage;
 	struct hold h = {0};
 	int err = check_offsets(count, src, offsets, out);
+	bool all_written;
 
 	if (err == 0)
 		err = enter(&h, domain, 0, NULL);
@@ -364,10 +383,13 @@ int execmem_place_many(execmem_domain *domain, int kind, size_t count, const voi
 	b.ms = em_domain_ms(b.s->domain);
 	stage.used = 0;
 	stage.fills = stage.fill_bytes = 0;
+	em_poke_gather(b.s->domain->arch);
 	err = place_all(&stage, &b, src, out, &placed);
 	end_run(&b);
+	all_written = err == 0;
+	err = tell_cpus(&h, err);
 	if (EM_UNLIKELY(err < 0)) {
-		take_back(&h, out, placed);
+		take_back(&h, out, placed, all_written);
 		if (!h.d)
 			return err;
 	}
@@ -392,11 +414,25 @@ static int check_fill(const struct hold *h, uint64_t dst, uint64_t size, struct 
 	return err;
 }
 
+/* Other CPUs could not be told of what was written: none of it may be run. */
+static void take_back_fills(const struct hold *h, size_t count, const uint64_t *dst, const uint64_t *offsets)
+{
+	struct em_error_kept kept;
+	struct em_place at;
+
+	em_error_keep(&kept);
+	for (size_t i = 0; i < count; i++)
+		if (offsets[i + 1] > offsets[i] && check_fill(h, dst[i], offsets[i + 1] - offsets[i], &at) == 0)
+			em_block_unwrite(shard_at(h, dst[i]), &at, dst[i], offsets[i + 1] - offsets[i]);
+	em_error_tell(&kept);
+}
+
 int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst, const void *src, const uint64_t *offsets)
 {
 	struct em_place at;
 	struct hold h = {0};
 	int err = check_offsets(count, src, offsets, dst);
+	bool all_written;
 
 	if (err == 0)
 		err = enter(&h, domain, count, dst);
@@ -407,6 +443,7 @@ int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst,
 		if (err < 0)
 			em_error_at(i);
 	}
+	em_poke_gather(h.d->arch);
 	for (size_t i = 0; i < count && err == 0; i++) {
 		uint64_t size = offsets[i + 1] - offsets[i];
 
@@ -418,6 +455,10 @@ int execmem_fill_many(execmem_domain *domain, size_t count, const uint64_t *dst,
 		if (err < 0)
 			em_error_at(i);
 	}
+	all_written = err == 0;
+	err = tell_cpus(&h, err);
+	if (EM_UNLIKELY(all_written && err < 0))
+		take_back_fills(&h, count, dst, offsets);
 	return end(&h, err);
 }
 
@@ -560,10 +601,13 @@ int execmem_free_many(execmem_domain *domain, size_t count, const uint64_t *addr
 	if (err < 0)
 		return err;
 	err = mark_dying(&h, count, addresses, &marked);
+	em_poke_gather(h.d->arch);
 	if (err == 0)
 		err = free_marked(&h, count, addresses, &done);
-	if (err < 0) {
+	if (err < 0)
 		em_error_keep(&kept);
+	(void)em_poke_tell(h.d->arch); /* of traps. Refused: so is what would be written there next */
+	if (err < 0) {
 		unmark_dying(&h, done, marked, addresses);
 		em_error_tell(&kept);
 	}

@@ -282,6 +282,13 @@ int em_block_write_slow(struct em_shard *s, const struct em_place *at, uint64_t 
 	return err;
 }
 
+void em_block_unwrite(struct em_shard *s, const struct em_place *at, uint64_t address, uint64_t len)
+{
+	struct em_poke where = em_domain_where(s->domain, at->pack);
+
+	em_poke_unwrite(&where, address - (uintptr_t)s->domain->map.window, len);
+}
+
 int em_block_blank_slow(struct em_shard *s, const struct em_place *at, uint64_t bytes)
 {
 	struct em_poke where = em_domain_where(s->domain, at->pack);

@@ -49,6 +49,8 @@ int em_block_refuse_write(struct em_shard *shard,
 void em_block_bury_name(struct em_shard *shard, const struct em_place *at, uint32_t ms);
 /* When that fails, a block whose bytes could not be taken back counts as filled, so that who frees it makes it blank. */
 int em_block_write_slow(struct em_shard *shard, const struct em_place *at, uint64_t address, const void *src, uint64_t len);
+/* Takes back bytes that were written, but that other CPUs could not be told of. */
+void em_block_unwrite(struct em_shard *shard, const struct em_place *at, uint64_t address, uint64_t len) __attribute__((cold));
 /* Frees a block that the caller was never given, for his call fails; his error stays the last. When its memory cannot be made blank
  * it stays taken, out of everybody's hands, until its domain closes: a free chunk must hold traps. */
 void em_block_take_back(struct em_shard *shard, struct em_place *at) __attribute__((cold));

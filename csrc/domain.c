@@ -61,6 +61,7 @@ __attribute__((constructor)) static void register_handlers(void)
 static int start_locked(void)
 {
 	const struct em_arch *arch = em_arch_host();
+	int err;
 
 	if (started)
 		return 0;
@@ -72,6 +73,11 @@ static int start_locked(void)
 	arch->fill_traps(traps, sizeof traps);
 	if (handlers < 0)
 		return em_error_set(EXECMEM_ENOMEM, "could not register a fork handler: out of memory.");
+	err = arch->fill_sync == EM_ARCH_SYNC_CORES ? em_sys_sync_core() : 0;
+	if (err < 0)
+		return em_error_system(err,
+		                       "make other threads see new code, which this CPU needs after every write (membarrier; on riscv64 "
+		                       "riscv_flush_icache)");
 	started = true;
 	return 0;
 }

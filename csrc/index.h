@@ -6,7 +6,7 @@
  *
  * So the lowest pack with the best class is three bit searches away, however many packs there are. The words of 64 packs lie together,
  * so that a domain of few packs touches little of the table. A pack that nobody told the index about is not found: that is how a pack
- * is kept from being filled again. The atlas does the same job for addresses: two levels of tables, the first indexed by bits 34..46,
+ * is kept from being filled again. The atlas does the same job for addresses: two levels of tables, the first indexed by bits 34..47,
  * the second by bits 21..33 of the address.
  */
 #ifndef EM_INDEX_H
@@ -58,7 +58,7 @@ static inline bool em_index_best(const struct em_index *index, unsigned from, un
 
 enum {
 	EM_INDEX_LEAF_BITS = 13,
-	EM_INDEX_ROOT_BITS = 13,
+	EM_INDEX_ROOT_BITS = 14, /* em_sys_address_bits */
 	EM_INDEX_ADDRESS_BITS = EM_PACK_SHIFT + EM_INDEX_LEAF_BITS + EM_INDEX_ROOT_BITS,
 };
 

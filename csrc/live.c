@@ -127,8 +127,10 @@ static void write_memory(const struct change *c, const struct em_live_site *site
 	uint8_t *to = c->door.memory + (site->at - (uintptr_t)c->live->map->window);
 	uint32_t from, end;
 	const uint8_t *bytes = part_of(c, site, part, &from, &end);
+	/* Where instructions lie aligned, also while threads stand still: their cores may be fetching ahead. */
+	bool whole = part == PART_HEAD ? site->how == EM_ARCH_LIVE_STORE : part == PART_ALL && c->live->arch->live_unit > 1;
 
-	if (part == PART_HEAD && site->how == EM_ARCH_LIVE_STORE)
+	if (whole)
 		store_whole(c, site, to);
 	else if (end - from == 1)
 		__atomic_store_n(to + from, bytes[from], __ATOMIC_RELEASE);
@@ -226,7 +228,8 @@ static int synchronise(const struct change *c)
 {
 	int err = em_sys_sync_core();
 
-	err = err < 0 ? sync_by_signals(c->live) : err;
+	if (err < 0 && c->live->arch->interrupts_sync)
+		err = sync_by_signals(c->live);
 	if (err < 0 && c->back) { /* no core goes without an interrupt for anything like this long */
 		for (int i = 0; i < 1000; i++)
 			em_sys_nap();
@@ -307,6 +310,7 @@ static int change_stopped(const struct em_live *live)
 	err = open_door(&c, live->sites);
 	if (err == 0) {
 		err = write_all(&c, 0, c.count, PART_ALL);
+		err = err < 0 || live->arch->interrupts_sync ? err : em_sys_sync_core(); /* before they go on */
 		if (err < 0) {
 			c.back = true;
 			(void)write_all(&c, 0, c.touched, PART_ALL);
@@ -362,6 +366,10 @@ static int change_flipped(const struct em_live *live)
 		for (to = from; to < c.count && live->sites[to].extent == live->sites[from].extent;)
 			to++;
 		err = flip(&c, from, to);
+	}
+	if (err == 0 && !live->arch->interrupts_sync) {
+		err = em_sys_sync_core();
+		err = err < 0 ? em_error_system(err, "make other threads see changed code") : 0;
 	}
 	if (err < 0 && from > 0) {
 		told = keep(err);

@@ -13,9 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Where user addresses end, less a page: no CPU here gives more than 47 bits unasked. */
-#define USER_END ((1ull << 47) - EM_PAGE)
-
 enum { TRIES = 4096 }; /* places tried where the system lists no mappings: all of those within 2 GB either way */
 
 static const int prots[EXECMEM_KINDS] = {
@@ -41,7 +38,22 @@ static uint64_t pack_offset(uint32_t pack)
 	return (uint64_t)pack * EXECMEM_PACK_SIZE;
 }
 
+/* New traps are fetched as such. Code that comes later is told of when it comes (poke.c). */
+static void show_traps(const struct em_map *map, int kind, uint64_t offset, uint64_t size)
+{
+	const struct em_arch *arch = em_arch_host();
+
+	if (kind == EXECMEM_TEXT && arch->flush)
+		arch->flush(map->window + offset, size);
+}
+
 /* ---- the window ---- */
+
+/* Where user addresses end, less a page. */
+static uint64_t user_end(void)
+{
+	return (1ull << em_sys_address_bits()) - EM_PAGE;
+}
 
 struct gap_search {
 	uint64_t lo, hi, need; /* window starts allowed: [lo, hi], with `need` bytes free from there, and a guard before and after */
@@ -108,7 +120,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 
 		if (err < 0)
 			return reserve_by_trying(lo, hi, need, out);
-		visit_gap(&count, USER_END, USER_END); /* what lies above the last mapping */
+		visit_gap(&count, user_end(), user_end()); /* what lies above the last mapping */
 		if (count.places == 0)
 			return -EEXIST;
 		err = em_sys_random(&random, sizeof random);
@@ -116,7 +128,7 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 			return err;
 		pick.wanted = random % count.places;
 		if (em_sys_mappings(visit_gap, &pick) == 0)
-			visit_gap(&pick, USER_END, USER_END);
+			visit_gap(&pick, user_end(), user_end());
 		if (!pick.found)
 			continue;
 		err = reserve_at(pick.found, need, out);
@@ -129,12 +141,12 @@ static int reserve_in_range(uint64_t lo, uint64_t hi, uint64_t need, void **out)
 static int reserve_near(const struct em_map_options *o, uint64_t size, void **out)
 {
 	uint64_t lo = o->near_address > o->reach ? o->near_address - o->reach : 0;
-	uint64_t hi = o->near_address + o->reach < o->near_address ? UINT64_MAX : o->near_address + o->reach;
+	uint64_t hi = o->near_address + o->reach < o->near_address ? UINT64_MAX : o->near_address + o->reach, end = user_end();
 
-	if (o->near_address >= USER_END)
+	if (o->near_address >= end)
 		return -EEXIST;
-	if (hi > USER_END)
-		hi = USER_END;
+	if (hi > end)
+		hi = end;
 	if (lo < 1 << 16)
 		lo = 1 << 16; /* vm.mmap_min_addr */
 	lo = em_round_up(lo, EXECMEM_PACK_SIZE);
@@ -143,10 +155,11 @@ static int reserve_near(const struct em_map_options *o, uint64_t size, void **ou
 	return reserve_in_range(lo, hi - size, size, out);
 }
 
-/* Anywhere in the upper part of a 47-bit space, by getrandom; where the space is smaller, where the kernel says. */
+/* Anywhere but in the lowest part of the space (of 47 bits: the first TB) and in the uppermost, by getrandom; where that is taken again and
+ * again, where the kernel says. */
 static int reserve_anywhere(uint64_t need, void **out)
 {
-	uint64_t start, end, total = need + EXECMEM_PACK_SIZE + 2ull * EM_MAP_GUARD;
+	uint64_t start, end, total = need + EXECMEM_PACK_SIZE + 2ull * EM_MAP_GUARD, part = 1ull << (em_sys_address_bits() - 7);
 	void *got;
 	int err = -EEXIST;
 
@@ -156,7 +169,7 @@ static int reserve_anywhere(uint64_t need, void **out)
 		err = em_sys_random(&random, sizeof random);
 		if (err < 0)
 			return err;
-		start = (1ull << 40) + (random % (0x7d0000000000ull >> EM_PACK_SHIFT) << EM_PACK_SHIFT);
+		start = part + (random % (125 * part >> EM_PACK_SHIFT) << EM_PACK_SHIFT);
 		err = reserve_at(start, need, out);
 		if (err != -EEXIST)
 			break;
@@ -479,8 +492,13 @@ static int grow_private(struct em_map *map, uint32_t pack, int kind, uint64_t fr
 
 int em_map_grow(struct em_map *map, uint32_t pack, int kind, uint64_t from, uint64_t to)
 {
+	int err;
+
 	em_assert(from < to && to <= EXECMEM_PACK_SIZE && pack < map->packs);
-	return in_file(map, kind) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
+	err = in_file(map, kind) ? grow_in_file(map, pack, kind, from, to) : grow_private(map, pack, kind, from, to);
+	if (err == 0)
+		show_traps(map, kind, pack_offset(pack) + from, to - from);
+	return err;
 }
 
 /* Linux 6.1 makes the 2 MB page but answers EINVAL when the view had no page in the page tables; the memory would then be blanked as if it
@@ -593,6 +611,7 @@ int em_map_complete(struct em_map *map, uint32_t pack, int kind, uint64_t from, 
 	if (err < 0)
 		return err;
 	(void)em_sys_populate(at, EXECMEM_PACK_SIZE); /* without it the first calls fault the pages in */
+	show_traps(map, kind, pack_offset(pack) + from, EXECMEM_PACK_SIZE - from);
 	told = em_map_huge(map, pack_offset(pack), EXECMEM_PACK_SIZE);
 	*huge =
 		told == EM_MAP_UNTOLD ? collapsed : told == EXECMEM_PACK_SIZE; /* the collapse's answer is all that is told without /proc */

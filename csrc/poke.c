@@ -18,6 +18,17 @@ static const uint8_t *blank_of(const struct em_poke *where)
 	return where->kind == EXECMEM_TEXT ? where->map->traps : zeros;
 }
 
+/* ---- other CPUs ---- */
+
+static _Thread_local struct {
+	bool gathers, owes;
+} telling;
+
+static int refuse_visible(int negative_errno)
+{
+	return em_error_system(negative_errno, "make other threads see new code (membarrier; on riscv64 riscv_flush_icache)");
+}
+
 /* A negative errno: the bytes are there, and other CPUs may not see them as instructions. */
 static int make_visible(const struct em_poke *where, uint64_t offset, uint64_t len)
 {
@@ -27,13 +38,32 @@ static int make_visible(const struct em_poke *where, uint64_t offset, uint64_t l
 		where->arch->flush(where->map->window + offset, len);
 	if (where->arch->fill_sync == EM_ARCH_SYNC_NONE)
 		return 0;
-	return em_sys_sync_core();
+	if (!telling.gathers)
+		return em_sys_sync_core();
+	telling.owes = true;
+	return 0;
 }
 
-static int refuse_visible(int negative_errno)
+void em_poke_gather(const struct em_arch *arch)
 {
-	return em_error_system(negative_errno, "synchronise the other threads' instruction streams (membarrier)");
+	if (arch->fill_sync != EM_ARCH_SYNC_NONE)
+		telling.gathers = true;
 }
+
+int em_poke_tell(const struct em_arch *arch)
+{
+	int err = 0;
+
+	if (arch->fill_sync == EM_ARCH_SYNC_NONE)
+		return 0;
+	telling.gathers = false;
+	if (telling.owes)
+		err = em_sys_sync_core();
+	telling.owes = false;
+	return err < 0 ? refuse_visible(err) : 0;
+}
+
+/* ---- writing ---- */
 
 static void blank_memory(const struct em_poke *where, uint8_t *to, uint64_t len)
 {
@@ -103,12 +133,17 @@ int em_poke_copy(const struct em_poke *where, uint64_t offset, const void *src, 
 	}
 	err = make_visible(where, offset, len);
 	if (EM_UNLIKELY(err < 0)) {
-		struct range back = whole_traps(where, offset, len);
-
-		(void)em_poke_blank(where, back.from, back.len);
+		em_poke_unwrite(where, offset, len);
 		return refuse_visible(err);
 	}
 	return 0;
+}
+
+void em_poke_unwrite(const struct em_poke *where, uint64_t offset, uint64_t len)
+{
+	struct range back = whole_traps(where, offset, len);
+
+	(void)em_poke_blank(where, back.from, back.len);
 }
 
 int em_poke_blank(const struct em_poke *where, uint64_t offset, uint64_t len)

@@ -32,6 +32,7 @@ int em_sys_seal_writing(int fd); /* witness; no more writing; -EBUSY while anybo
 
 /* ---- address space ---- */
 
+unsigned em_sys_address_bits(void); /* a user's addresses lie below 2 to this, 48 at most */
 bool em_sys_may_choose(void); /* false: somebody else (ThreadSanitizer) has plans for most addresses */
 int em_sys_reserve(void *at, uint64_t size, void **out); /* reserve; no access. at: exactly there or -EEXIST; NULL: anywhere */
 int em_sys_view(void *at, uint64_t size, int prot, int fd, uint64_t offset); /* view; over a reserved range. fd < 0: private */
@@ -105,7 +106,8 @@ void em_sys_policies(execmem_policies *out);
 
 /* ---- other threads ---- */
 
-int em_sys_sync_core(void); /* sync; membarrier: every thread of the process serialises before this returns */
+/* sync; every thread of the process serialises before this returns: runs no instruction that it fetched before. Not in em_sys_stop_threads. */
+int em_sys_sync_core(void);
 int em_sys_sync_ready(void); /* 0: that can be had here */
 bool em_sys_may_store(void); /* store; scripted, code is not changed by a store while it runs, whatever the CPU */
 /* Stops every other thread at an unknown place, -EBUSY when one does not stop within 0.2 s. No malloc, no locks, until resumed. */

@@ -33,21 +33,39 @@ static void (*_Atomic tell_fault)(const struct em_sys_fault *);
 
 /* ---- what the CPU and the kernel tell ---- */
 
-#ifdef __x86_64__
+/*
+ * For each CPU: where the instruction is, and what it did to the address of a fault of memory; whether a SIGTRAP is one of a trap in memory, and not
+ * a debugger's step or breakpoint in a register; where that trap lies; how to have it run once more. Then how to know a context
+ * that the kernel put on the stack (find_outer): a word that stands in it at MARK, and whether it is one of a fault of a signal, with what the
+ * kernel told of it as far as that stands there.
+ */
+#if defined(__x86_64__)
 enum { BREAKPOINT = 3, INVALID_OPCODE = 6, PROTECTION = 13, PAGE_FAULT = 14, ERROR_WRITE = 2, ERROR_FETCH = 16 };
+enum { MARK = offsetof(ucontext_t, uc_mcontext.gregs[REG_CSGSFS]), CONTEXT_END = offsetof(ucontext_t, uc_sigmask) };
 
 static uint64_t ip_of(const ucontext_t *context)
 {
 	return (uint64_t)context->uc_mcontext.gregs[REG_RIP];
 }
 
-static enum em_sys_access access_of(const ucontext_t *context)
+static uint64_t sp_of(const ucontext_t *context)
+{
+	return (uint64_t)context->uc_mcontext.gregs[REG_RSP];
+}
+
+static enum em_sys_access access_of(const siginfo_t *info, const ucontext_t *context)
 {
 	uint64_t error = (uint64_t)context->uc_mcontext.gregs[REG_ERR];
 
+	(void)info;
 	if (context->uc_mcontext.gregs[REG_TRAPNO] != PAGE_FAULT)
 		return EM_SYS_TOUCHED;
 	return error & ERROR_FETCH ? EM_SYS_RAN : error & ERROR_WRITE ? EM_SYS_WROTE : EM_SYS_READ;
+}
+
+static bool is_trap(const siginfo_t *info)
+{
+	return info->si_code == SI_KERNEL;
 }
 
 /* int3 has been executed when its signal comes: the instruction pointer is behind it. */
@@ -61,40 +79,167 @@ static void rewind_to_trap(ucontext_t *context)
 	context->uc_mcontext.gregs[REG_RIP]--;
 }
 
-/*
- * A handler that came after us may tell its part, put ours back and raise the signal anew, as Python's faulthandler does. What happened
- * stands in the frame the kernel made for that handler, further up the stack, as a context; not as a siginfo, for handlers of the old
- * style get none. It is known by its looks: the segments and the alternate stack of this thread, and a fault of that signal.
- */
-static bool find_outer(const siginfo_t *info, const ucontext_t *context, siginfo_t *out_info, ucontext_t *out)
+/* The segments of this thread. */
+static uint64_t mark_of(const ucontext_t *context)
 {
-	const greg_t *now = context->uc_mcontext.gregs, *then = out->uc_mcontext.gregs;
-	uint64_t sp = em_round_up((uint64_t)now[REG_RSP], sizeof(greg_t));
-	greg_t word;
+	return (uint64_t)context->uc_mcontext.gregs[REG_CSGSFS];
+}
 
-	for (uint64_t at = sp; at < sp + OUTER_REACH; at += sizeof word) {
-		int trap;
+static bool was_fault(const siginfo_t *info, const ucontext_t *then, siginfo_t *out)
+{
+	int trap = (int)then->uc_mcontext.gregs[REG_TRAPNO];
 
-		if (!em_sys_peek(&word, (const void *)(uintptr_t)(at + offsetof(ucontext_t, uc_mcontext.gregs[REG_CSGSFS])), sizeof word))
-			return false;
-		if (word != now[REG_CSGSFS] || !em_sys_peek(out, (const void *)(uintptr_t)at, offsetof(ucontext_t, uc_sigmask)))
-			continue;
-		trap = (int)then[REG_TRAPNO];
-		if (out->uc_link || out->uc_stack.ss_sp != context->uc_stack.ss_sp || out->uc_stack.ss_size != context->uc_stack.ss_size ||
-		    trap != (info->si_signo == SIGTRAP  ? BREAKPOINT
-		             : info->si_signo == SIGILL ? INVALID_OPCODE
-		             : trap == PROTECTION       ? PROTECTION
-		                                        : PAGE_FAULT))
-			continue;
-		*out_info = *info;
-		out_info->si_code = trap == PAGE_FAULT ? SEGV_ACCERR : trap == INVALID_OPCODE ? ILL_ILLOPN : SI_KERNEL;
-		out_info->si_addr = (void *)(uintptr_t)then[REG_CR2];
-		return true;
-	}
-	return false;
+	if (trap != (info->si_signo == SIGTRAP  ? BREAKPOINT
+	             : info->si_signo == SIGILL ? INVALID_OPCODE
+	             : trap == PROTECTION       ? PROTECTION
+	                                        : PAGE_FAULT))
+		return false;
+	*out = *info;
+	out->si_code = trap == PAGE_FAULT ? SEGV_ACCERR : trap == INVALID_OPCODE ? ILL_ILLOPN : SI_KERNEL;
+	out->si_addr = (void *)(uintptr_t)then->uc_mcontext.gregs[REG_CR2];
+	return true;
+}
+#elif defined(__aarch64__)
+enum {
+	VECTORS = 0x46508001,
+	VECTORS_SIZE = 528,
+	CAUSE = 0x45535201
+}; /* records of a context, and how the first begins (asm/sigcontext.h) */
+enum {
+	FETCH_FAULT = 0x20,
+	DATA_FAULT = 0x24,
+	CAUSE_WROTE = 1 << 6
+};  /* exception classes; a bit of the syndrome (Arm ARM, ESR_EL1) */
+enum { MARK = offsetof(ucontext_t, uc_mcontext.__reserved), CONTEXT_END = MARK + VECTORS_SIZE + 16 };
+
+static uint64_t ip_of(const ucontext_t *context)
+{
+	return context->uc_mcontext.pc;
+}
+
+static uint64_t sp_of(const ucontext_t *context)
+{
+	return context->uc_mcontext.sp;
+}
+
+/* The syndrome, which stands behind the vector registers when there was a fault of memory; 0: it does not. */
+static uint64_t cause_of(const ucontext_t *context)
+{
+	struct {
+		uint32_t magic, size;
+		uint64_t cause;
+	} record;
+
+	memcpy(&record, (const uint8_t *)context + MARK + VECTORS_SIZE, sizeof record);
+	return record.magic == CAUSE ? record.cause : 0;
+}
+
+static enum em_sys_access access_of(const siginfo_t *info, const ucontext_t *context)
+{
+	uint64_t cause = cause_of(context);
+
+	(void)info;
+	if (cause >> 26 == FETCH_FAULT)
+		return EM_SYS_RAN;
+	return cause >> 26 != DATA_FAULT ? EM_SYS_TOUCHED : cause & CAUSE_WROTE ? EM_SYS_WROTE : EM_SYS_READ;
+}
+
+static bool is_trap(const siginfo_t *info)
+{
+	return info->si_code == TRAP_BRKPT;
+}
+
+static uint64_t trap_of(uint64_t ip)
+{
+	return ip;
+}
+
+static void rewind_to_trap(ucontext_t *context)
+{
+	(void)context; /* it is where it was */
+}
+
+/* The head of the first record. */
+static uint64_t mark_of(const ucontext_t *context)
+{
+	(void)context;
+	return VECTORS | (uint64_t)VECTORS_SIZE << 32;
+}
+
+/* The cause stands there for faults of memory only. */
+static bool was_fault(const siginfo_t *info, const ucontext_t *then, siginfo_t *out)
+{
+	bool memory = info->si_signo == SIGSEGV || info->si_signo == SIGBUS;
+
+	*out = *info;
+	out->si_code = memory ? SEGV_ACCERR : info->si_signo == SIGTRAP ? TRAP_BRKPT : ILL_ILLOPC;
+	out->si_addr = (void *)(uintptr_t)then->uc_mcontext.fault_address;
+	return memory == (cause_of(then) != 0);
+}
+#elif defined(__riscv)
+enum { THREAD_POINTER = 4 };
+enum { MARK = offsetof(ucontext_t, uc_mcontext.__gregs[THREAD_POINTER]), CONTEXT_END = offsetof(ucontext_t, uc_mcontext.__fpregs) };
+
+static uint64_t ip_of(const ucontext_t *context)
+{
+	return context->uc_mcontext.__gregs[REG_PC];
+}
+
+static uint64_t sp_of(const ucontext_t *context)
+{
+	return context->uc_mcontext.__gregs[REG_SP];
+}
+
+/* The kernel tells no cause: the instruction says what it did, unless it is the instruction that could not be fetched. Opcodes are those of
+ * loads; of stores and atomics; compressed ones have both in two of their four quarters, by the three bits on top. */
+static enum em_sys_access access_of(const siginfo_t *info, const ucontext_t *context)
+{
+	uint64_t ip = ip_of(context), address = (uintptr_t)info->si_addr;
+	uint16_t insn;
+	unsigned quarter, opcode;
+
+	if (address == ip || !em_sys_peek(&insn, (const void *)(uintptr_t)ip, sizeof insn) ||
+	    (address == ip + 2 && !em_sys_peek(&insn, (const void *)(uintptr_t)address, sizeof insn)))
+		return EM_SYS_RAN;
+	quarter = insn & 3;
+	opcode = quarter == 3 ? insn & 0x7f : insn >> 13;
+	if (quarter == 3)
+		return opcode == 0x03 || opcode == 0x07                     ? EM_SYS_READ
+		       : opcode == 0x23 || opcode == 0x27 || opcode == 0x2f ? EM_SYS_WROTE
+		                                                            : EM_SYS_TOUCHED;
+	return quarter == 1 || opcode % 4 == 0 ? EM_SYS_TOUCHED : opcode > 4 ? EM_SYS_WROTE : EM_SYS_READ;
+}
+
+static bool is_trap(const siginfo_t *info)
+{
+	return info->si_code == TRAP_BRKPT; /* ebreak; free memory, all zero, is SIGILL */
+}
+
+static uint64_t trap_of(uint64_t ip)
+{
+	return ip;
+}
+
+static void rewind_to_trap(ucontext_t *context)
+{
+	(void)context; /* it is where it was */
+}
+
+static uint64_t mark_of(const ucontext_t *context)
+{
+	return context->uc_mcontext.__gregs[THREAD_POINTER];
+}
+
+/* Before its context the kernel has put what it told, for handlers of the old style too. */
+static bool was_fault(const siginfo_t *info, const ucontext_t *then, siginfo_t *out)
+{
+	return em_sys_peek(out, (const uint8_t *)then - sizeof *out, sizeof *out) && out->si_signo == info->si_signo &&
+	       out->si_code > 0;
 }
 #else
-/* No room of arch/ supports another CPU yet, so no fault can lie in a window. */
+/* No room of arch/ supports another CPU, so no fault can lie in a window. */
+enum { MARK = 0, CONTEXT_END = sizeof(uint64_t) };
+
 static uint64_t ip_of(const ucontext_t *context)
 {
 	(void)context;
@@ -107,16 +252,16 @@ static uint64_t sp_of(const ucontext_t *context)
 	return 0;
 }
 
-static uint64_t segments_of(const ucontext_t *context)
+static enum em_sys_access access_of(const siginfo_t *info, const ucontext_t *context)
 {
-	(void)context;
-	return 0;
+	(void)info, (void)context;
+	return EM_SYS_TOUCHED;
 }
 
-static enum em_sys_access access_of(const ucontext_t *context)
+static bool is_trap(const siginfo_t *info)
 {
-	(void)context;
-	return EM_SYS_TOUCHED;
+	(void)info;
+	return false;
 }
 
 static uint64_t trap_of(uint64_t ip)
@@ -129,12 +274,41 @@ static void rewind_to_trap(ucontext_t *context)
 	(void)context;
 }
 
-static bool find_outer(const siginfo_t *info, const ucontext_t *context, siginfo_t *out_info, ucontext_t *out)
+static uint64_t mark_of(const ucontext_t *context)
 {
-	(void)info, (void)context, (void)out_info, (void)out;
+	(void)context;
+	return 0;
+}
+
+static bool was_fault(const siginfo_t *info, const ucontext_t *then, siginfo_t *out)
+{
+	(void)info, (void)then, (void)out;
 	return false;
 }
 #endif
+
+/*
+ * A handler that came after us may tell its part, put ours back and raise the signal anew, as Python's faulthandler does. What happened
+ * stands in the frame the kernel made for that handler, further up the stack, as a context; as a siginfo not on every CPU, for
+ * handlers of the old style get none. It is known by its looks: the mark and the alternate stack of this thread, and a fault of that signal.
+ */
+static const ucontext_t *find_outer(const siginfo_t *info, const ucontext_t *context, siginfo_t *out)
+{
+	uint64_t sp = em_round_up(sp_of(context), _Alignof(ucontext_t)), mark = mark_of(context), word;
+
+	for (uint64_t at = sp; at < sp + OUTER_REACH; at += _Alignof(ucontext_t)) {
+		const ucontext_t *then = (const ucontext_t *)(uintptr_t)at;
+
+		if (!em_sys_peek(&word, (const uint8_t *)then + MARK, sizeof word))
+			return NULL;
+		if (word != mark || !em_sys_peek(&word, (const uint8_t *)then + CONTEXT_END - sizeof word, sizeof word))
+			continue;
+		if (!then->uc_link && then->uc_stack.ss_sp == context->uc_stack.ss_sp &&
+		    then->uc_stack.ss_size == context->uc_stack.ss_size && was_fault(info, then, out))
+			return then;
+	}
+	return NULL;
+}
 
 /* A fault of an instruction of this thread, not a signal that somebody sent. */
 static bool is_fault(const siginfo_t *info)
@@ -154,7 +328,7 @@ static bool describe(const siginfo_t *info, const ucontext_t *context, struct em
 	case SIGTRAP:
 		out->kind = EM_SYS_FAULT_TRAP;
 		out->ip = out->address = trap_of(out->ip);
-		return info->si_code == SI_KERNEL;
+		return is_trap(info);
 	case SIGILL:
 		out->kind = EM_SYS_FAULT_ILLEGAL;
 		out->address = out->ip;
@@ -171,18 +345,19 @@ static bool describe(const siginfo_t *info, const ucontext_t *context, struct em
 		return true;
 	}
 	out->address = (uintptr_t)info->si_addr;
-	out->access = access_of(context);
+	out->access = access_of(info, context);
 	return true;
 }
 
 /* A signal that somebody raised in this process: perhaps a handler that was called for a fault. */
 static bool describe_outer(const siginfo_t *info, const ucontext_t *context, struct em_sys_fault *out)
 {
+	const ucontext_t *outer = NULL;
 	siginfo_t outer_info;
-	ucontext_t outer;
 
-	return info->si_code == SI_TKILL && info->si_pid == getpid() && find_outer(info, context, &outer_info, &outer) &&
-	       describe(&outer_info, &outer, out);
+	if (info->si_code == SI_TKILL && info->si_pid == getpid())
+		outer = find_outer(info, context, &outer_info);
+	return outer && describe(&outer_info, outer, out);
 }
 
 /* ---- the chain ---- */

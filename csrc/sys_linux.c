@@ -335,6 +335,34 @@ bool em_sys_may_choose(void)
 #endif
 }
 
+/* Where CPU and kernel decide: what can be reserved below 2^bits, or is taken, is a user's. */
+unsigned em_sys_address_bits(void)
+{
+#ifdef __x86_64__
+	return 47; /* no CPU gives more unasked */
+#else
+	enum { MOST = 48, LEAST = 36 };
+	static _Atomic unsigned known;
+	unsigned bits = atomic_load_explicit(&known, memory_order_relaxed);
+
+	if (bits)
+		return bits;
+	for (bits = MOST; bits > LEAST; bits--) {
+		void *below = (void *)((uintptr_t)(1ull << bits) - EXECMEM_PACK_SIZE);
+		void *got = mmap(below, EM_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+		bool taken = got == MAP_FAILED && errno == EEXIST;
+
+		if (got != MAP_FAILED)
+			munmap(got, EM_PAGE);
+		if (taken || got == below) {
+			atomic_store_explicit(&known, bits, memory_order_relaxed);
+			break;
+		}
+	}
+	return bits;
+#endif
+}
+
 int em_sys_reserve(void *at, uint64_t size, void **out)
 {
 	int err = scripted(OP_reserve);
@@ -656,26 +684,52 @@ uint32_t em_sys_pid(void)
 
 /* ---- other threads ---- */
 
+/* membarrier must be asked for once. riscv64: it knows the command since Linux 6.10; the call that is meant for it does the same since 4.15. */
 int em_sys_sync_ready(void)
 {
 	static _Atomic bool registered;
 
 	if (atomic_load_explicit(&registered, memory_order_relaxed))
 		return 0;
+#ifdef __riscv
+	if (syscall(SYS_riscv_flush_icache, NULL, NULL, 0) == 0)
+		return 0;
+#endif
 	if (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0)
 		return -errno;
 	atomic_store(&registered, true);
 	return 0;
 }
 
+static int sync_core(void)
+{
+	int err;
+
+#ifdef __riscv
+	if (syscall(SYS_riscv_flush_icache, NULL, NULL, 0) == 0)
+		return 0;
+#endif
+	err = em_sys_sync_ready();
+	if (err)
+		return err;
+	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0 ? -errno : 0;
+}
+
+/* aarch64: where membarrier is refused, each thread's way into a signal handler and back synchronises its core too (Arm ARM, B2.7.4.2). */
 int em_sys_sync_core(void)
 {
 	int err = scripted(OP_sync);
 
-	err = err ? err : em_sys_sync_ready();
 	if (err)
 		return err;
-	return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) < 0 ? -errno : 0;
+	err = sync_core();
+#ifdef __aarch64__
+	if (err < 0 && em_sys_stop_threads() == 0) {
+		em_sys_resume_threads();
+		return 0;
+	}
+#endif
+	return err;
 }
 
 bool em_sys_may_store(void)

@@ -443,7 +443,8 @@ class Domain(DomainBase, ledger.Books):
         All of the window is to lie within ``reach`` of this: an address, a Block, the name of a symbol of this process,
         or ``execmem.LIBC``. None for anywhere.
     reach
-        Bytes either way; None for what a branch of this CPU reaches, 2 GB less 1 MB on x86-64.
+        Bytes either way; None for what a branch of this CPU reaches: 2 GB less 1 MB on x86-64 and riscv64, 127 MB on
+        aarch64.
     fallback
         Take any address when none is within reach, and tell so in ``stats().far``; else that is ``OutOfWindowError``.
     window

@@ -667,6 +667,6 @@ def report_faults(*, on: bool = True) -> None:
 
 
 def arch() -> str:
-    """Return the architecture room in use: ``"x86_64"``, or ``"none"`` where there is none yet."""
+    """Return the architecture room in use: ``"x86_64"``, ``"aarch64"``, ``"riscv64"``, or ``"none"``."""
     name: str = ffi.string(lib.execmem_arch_name()).decode()
     return name
