@@ -7,6 +7,7 @@
 #   make tsan       the programs with threads under ThreadSanitizer
 #   make valgrind   C tests, short, under memcheck    make lint     every formatter and checker
 #   make test-pkey  C tests, short, in write mode pkey on an emulated CPU that has protection keys (QEMU, a Debian kernel)
+#   make test-cpus  C tests on emulated CPUs of the other rooms: aarch64, riscv64; short, LONG=1: as long as on this one (hours)
 #   make bench      pytest-benchmark over the peers    make format   lay the source out as lint wants it
 #   make bench-run  the comparison, 15 minutes: benchmarks/results/        make bench-goals  which goals hold
 #   make bench-table  the tables of README.md and docs/ from results/         make bench-check  no ratio 15 % worse
@@ -46,7 +47,7 @@ TSAN := exitcode=66:second_deadlock_stack=1
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: build test test-c test-pkey asan asan-c asan-python tsan fuzz fuzz-merge faults valgrind bench bench-run bench-table bench-goals bench-check lint format clean
+.PHONY: build test test-c test-pkey test-cpus emulate-cpu asan asan-c asan-python tsan fuzz fuzz-merge faults valgrind bench bench-run bench-table bench-goals bench-check lint format clean
 
 # ---- the package ----
 
@@ -158,9 +159,10 @@ $(EMULATED_INIT): tests/emulate/init.c Makefile
 	@$(CC) $(CPPFLAGS_ALL) $(filter-out -MMD -MP,$(CFLAGS_ALL)) $(CFLAGS_static) $(LDFLAGS_static) $< -o $@
 
 # All but those that do not write in modes, take too long here (pairs of refusals, steps of a debugger), or need files: the corpus.
-EMULATED ?= $(filter-out test_report test_decode test_fault_pairs test_trap test_corpus,$(notdir $(programs_static)))
+EMULATED ?= $(filter-out test_report test_arch test_move test_decode test_fault_pairs test_trap test_corpus,$(notdir $(programs_static)))
 
-# QEMU before 8.1 misses a change of code that another of its CPUs is translating (deba78709a), so these have one CPU.
+# QEMU before 8.1 misses a change of code that another of its CPUs is translating (deba78709a), so these have one CPU, or in long runs two
+# that take turns, which is slow: emulate.py.
 EMULATED_ALONE := test_live test_live_edges test_patch test_hook
 
 emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $(1))
@@ -168,6 +170,33 @@ emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECME
 test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 	$(call emulate,$(filter-out $(EMULATED_ALONE:%=$(BUILD)/c/static/%),$^))
 	$(call emulate,$(EMULATED_INIT) $(filter $(EMULATED_ALONE:%=$(BUILD)/c/static/%),$^),--set maxcpus=1)
+
+# Each room's programs are made by a compiler of its own, in a directory of its own, and run by one machine, side by side.
+CPUS ?= aarch64 riscv64
+CPU_TESTS ?= $(filter-out test_corpus test_pkey,$(patsubst tests/c/%.c,%,$(C_TESTS)))
+# Short runs are of all modes on one CPU, of the usual ones on the other. Of the refusals, those of calls that matter more on these
+# CPUs than here: how other threads are told of new code, and what a write does then.
+CPU_MODES_riscv64 := syscall,alias
+CPU_CALLS_riscv64 := sync
+CPU_CALLS_aarch64 := sync,stop,write
+CPU_SHORT = --timeout 900 --set EXECMEM_TEST_SHORT=1 --set EXECMEM_TEST_CALLS=$(CPU_CALLS_$(CPU)) \
+	$(addprefix --set EXECMEM_TEST_MODES=,$(CPU_MODES_$(CPU)))
+CPU_ALONE = $(if $(LONG),--turns,--set maxcpus=1)
+CPU_SETTINGS = $(if $(LONG),--timeout 7200 --set EXECMEM_TEST_CHANGES=1000000 --set EXECMEM_TEST_TELL=1,$(CPU_SHORT))
+
+test-cpus:
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix test-cpu-,$(CPUS))
+
+test-cpu-%:
+	@$(MAKE) --no-print-directory CC=$*-linux-gnu-gcc BUILD=$(BUILD)/cpu/$* CPU=$* EMULATED='$(CPU_TESTS)' emulate-cpu
+
+emulate-cpu: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
+ifneq ($(filter-out $(EMULATED_ALONE),$(EMULATED)),)
+	python3 tests/emulate/emulate.py --cpu $(CPU) $(CPU_SETTINGS) $(filter-out $(addprefix %/,$(EMULATED_ALONE)),$^)
+endif
+ifneq ($(filter $(EMULATED_ALONE),$(EMULATED)),)
+	python3 tests/emulate/emulate.py --cpu $(CPU) $(CPU_ALONE) $(CPU_SETTINGS) $(filter %/init $(addprefix %/,$(EMULATED_ALONE)),$^)
+endif
 
 asan-c: $(programs_asan)
 	$(call run_each,$^,EXECMEM_TEST_SHORT=1 ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1)

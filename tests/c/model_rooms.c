@@ -130,12 +130,14 @@ static void place_code(int room)
 {
 	struct room *r = &model.rooms[room];
 	struct thing *t = model_free_slot();
-	uint8_t code[8] = {0xb8, (uint8_t)model.seals, 7, 7, 0, 0xc3}; /* mov eax, 0x0707nn; ret */
+	uint32_t result = (uint8_t)model.seals | 0x070700;
+	uint8_t code[TEST_CODE];
 	void *out = NULL;
 	int err;
 
 	if (!t)
 		return;
+	test_code(code, result);
 	err = execmem_place(r->d, EXECMEM_TEXT, code, sizeof code, 16, NULL, &out);
 	if (err < 0) {
 		model_expect_refusal(err, room, EXECMEM_CHUNK);
@@ -145,7 +147,7 @@ static void place_code(int room)
 	model_enter_thing(t, room, EXECMEM_TEXT, out, sizeof code, NULL);
 	memcpy(t->bytes, code, sizeof code);
 	r->code = out;
-	memcpy(&r->result, code + 1, sizeof r->result);
+	r->result = result;
 	model_expect_counts(room);
 }
 

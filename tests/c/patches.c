@@ -50,17 +50,69 @@ uint32_t call(const void *code)
 	return ((uint32_t (*)(void))(uintptr_t)code)();
 }
 
-void put_number(uint8_t *at, uint32_t number)
+#if defined(__aarch64__)
+void put_number(uint8_t *out, uint32_t number)
 {
-	memcpy(at, &number, sizeof number);
+	test_words(out, (uint32_t[]){0x52800000 | number << 5, 0xd65f03c0}, 2); /* mov w0, number; ret */
 }
+
+static void put_caller(uint8_t *out, bool jumps, uint32_t shift, uint32_t add)
+{
+	/* str x30, [sp, -16]!, or nop; the site; lsl w0, w0, shift; add w0, w0, number; ldr x30, [sp], 16; ret */
+	test_words(out,
+	           (uint32_t[]){jumps ? 0xd503201f : 0xf81f0ffe, 0xd503201f, 0x53000000 | (-shift & 31) << 16 | (31 - shift) << 10,
+	                        0x11000000 | add << 10, 0xf84107fe, 0xd65f03c0},
+	           6);
+}
+#elif defined(__riscv)
+void put_number(uint8_t *out, uint32_t number)
+{
+	test_words(out, (uint32_t[]){0x00000513 | number << 20, 0x00008067}, 2); /* li a0, number; ret */
+}
+
+static void put_caller(uint8_t *out, bool jumps, uint32_t shift, uint32_t add)
+{
+	/* addi sp, sp, -16 and sd ra, 8(sp), or nops; the site; slli a0, a0, shift; addi a0, a0, number; ld ra, 8(sp); addi sp, sp, 16; ret */
+	test_words(out,
+	           (uint32_t[]){jumps ? 0x00000013 : 0xff010113, jumps ? 0x00000013 : 0x00113423, 0x00000013, 0x00051513 | shift << 20,
+	                        0x00050513 | add << 20, 0x00813083, 0x01010113, 0x00008067},
+	           8);
+}
+#else
+void put_number(uint8_t *out, uint32_t number)
+{
+	out[0] = 0xB8; /* mov eax, number; ret */
+	memcpy(out + 1, &number, sizeof number);
+	out[5] = 0xC3;
+}
+
+static void put_caller(uint8_t *out, bool jumps, uint32_t shift, uint32_t add)
+{
+	(void)jumps; /* the site; shl eax, shift; add eax, number; ret */
+	memcpy(out + 5, (const uint8_t[]){0xC1, 0xE0, (uint8_t)shift, 0x83, 0xC0, (uint8_t)add, 0xC3}, 7);
+}
+#endif
 
 uint8_t *place_number(execmem_domain *d, uint32_t number)
 {
-	uint8_t code[] = {0xB8, 0, 0, 0, 0, 0xC3};
+	uint8_t code[NUMBER_SIZE];
 
-	put_number(code + 1, number);
+	put_number(code, number);
 	return place(d, code, sizeof code);
+}
+
+uint8_t *place_caller(execmem_domain *d, bool jumps, const void *to, uint32_t shift, uint32_t add)
+{
+	uint8_t code[CALLER_SIZE] = {0};
+	uint8_t *at;
+	void *out;
+
+	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, sizeof code, 16, NULL, &out) == 0);
+	at = out;
+	put_caller(code, jumps, shift, add);
+	EXPECT(execmem_encode(jumps ? EXECMEM_INSN_JUMP : EXECMEM_INSN_CALL, at + CALLER_SITE, to, code + CALLER_SITE, SITE_LONG) == 0);
+	EXPECT(execmem_fill(at, code, sizeof code) == 0);
+	return at;
 }
 
 uint32_t far_away(void)

@@ -10,6 +10,15 @@
 
 enum { RUNNERS = 2, FEW = 8 };
 
+/* Bytes, on this CPU: of the shortest and the longest site of a key, of put_number, of a caller's block, and before its site. */
+#if defined(__aarch64__)
+enum { SITE_SHORT = 4, SITE_LONG = 4, NUMBER_SIZE = 8, CALLER_SIZE = 32, CALLER_SITE = 4 };
+#elif defined(__riscv)
+enum { SITE_SHORT = 2, SITE_LONG = 4, NUMBER_SIZE = 8, CALLER_SIZE = 32, CALLER_SITE = 8 };
+#else
+enum { SITE_SHORT = 2, SITE_LONG = 5, NUMBER_SIZE = 6, CALLER_SIZE = 16, CALLER_SITE = 0 };
+#endif
+
 extern execmem_domain *domain, *second;
 
 void open_domains(int mode);
@@ -17,8 +26,10 @@ void close_domains(void);
 uint64_t live_blocks(execmem_domain *d);
 uint8_t *place(execmem_domain *d, const void *code, size_t len);
 uint32_t call(const void *code);
-void put_number(uint8_t *at, uint32_t number);
-uint8_t *place_number(execmem_domain *d, uint32_t number); /* mov eax, number; ret */
+uint8_t *place_number(execmem_domain *d, uint32_t number); /* a function that gives it; it is small */
+void put_number(uint8_t *out, uint32_t number); /* its code */
+/* A function that calls, or jumps to, another; if it calls, it shifts what that gives to the left and adds a number. */
+uint8_t *place_caller(execmem_domain *d, bool jumps, const void *to, uint32_t shift, uint32_t add);
 uint32_t far_away(void); /* 77; no branch reaches it */
 
 /* Each function gives one of two values, and `now` says which, but for the time of a change. */

@@ -26,6 +26,10 @@ struct site {
 
 extern const struct site_kind site_kinds[];
 extern const int site_kind_count;
+/* The first of them, whose sites this CPU may change by a store: not the others too, or not in all of their variants. */
+extern const int site_stored_kinds;
+/* Where a site of the kind that is fourth jumps to as its second variant, and calls as its third: so far behind its end. */
+extern const int site_there, site_helper;
 
 /* Places a function whose site begins so many bytes before the end of a cache line; 0: at the start of one. */
 void site_place(struct site *site, execmem_domain *domain, const struct site_kind *kind, uint32_t before_end);

@@ -200,7 +200,8 @@ static void walk_mode(int stride, uint64_t seed)
 
 	row.seed = choose_row(seed * 100 + (uint64_t)row.mode);
 	for (w.kind = 0; w.kind < KINDS; w.kind++)
-		walk_all(&w);
+		if (test_takes_call(kinds[w.kind].call))
+			walk_all(&w);
 	w.write_script = write_pair;
 	pairs = walk_all(&w);
 	w.calls = (int)(pairs / AFTER) * stride;
@@ -210,8 +211,8 @@ static void walk_mode(int stride, uint64_t seed)
 	w.count = 2000 / stride;
 	if (w.count > 0)
 		walk_all(&w);
-	printf("%s: seed %llu, %d operations, about %d system calls; %ld runs, %ld calls refused\n", execmem_mode_name(row.mode),
-	       (unsigned long long)row.seed, OPERATIONS, w.calls, sum.runs, sum.refused);
+	printf("%s: seed %llu, %ld operations, about %d system calls; %ld runs, %ld calls refused\n", execmem_mode_name(row.mode),
+	       (unsigned long long)row.seed, row.operations, w.calls, sum.runs, sum.refused);
 }
 
 int main(int argc, char **argv)
@@ -219,13 +220,15 @@ int main(int argc, char **argv)
 	int stride = test_amount(argc, argv, 47, 1000);
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
 
+	if (getenv("EXECMEM_TEST_CALLS"))
+		row.operations = OPERATIONS / 3;
 	for (row.mode = EXECMEM_MODE_SYSCALL; row.mode < EXECMEM_MODES; row.mode++) {
 		if (!test_takes_mode(row.mode) || (stride >= 1000 && row.mode != EXECMEM_MODE_SYSCALL))
 			continue;
 		fflush(stdout);
 		walk_mode(stride, seed);
 	}
-	EXPECT(sum.refused > 20);
+	EXPECT(sum.refused > (getenv("EXECMEM_TEST_CALLS") ? 0 : 20));
 	puts("ok");
 	return 0;
 }

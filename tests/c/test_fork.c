@@ -48,9 +48,7 @@ static bool is_shared(void)
 static void write_code(uint8_t *to, uint32_t number, uint32_t size)
 {
 	memset(to, 0x90, size);
-	to[0] = 0xB8; /* x86-64: mov eax, number; ret */
-	memcpy(to + 1, &number, sizeof number);
-	to[5] = 0xC3;
+	test_code(to, number);
 }
 
 static void expect_slot(const struct slot *s)
@@ -75,7 +73,7 @@ static void place(struct slot *s, uint64_t *seed)
 	uint32_t number = 1 + (uint32_t)(test_random(seed) >> 33);
 	int err;
 
-	s->size = 6 + (uint32_t)(test_random(seed) % (test_random(seed) % 8 ? 200 : SIZE_MOST - 6));
+	s->size = TEST_CODE + (uint32_t)(test_random(seed) % (test_random(seed) % 8 ? 200 : SIZE_MOST - TEST_CODE));
 	write_code(code, number, s->size);
 	if (test_random(seed) % 4) {
 		INSIST(err, execmem_place(domain, EXECMEM_TEXT, code, s->size, 16, NULL, &s->address));
@@ -153,7 +151,7 @@ static void use_inherited(uint64_t *seed)
 		for (int i = 0; i < SLOTS; i++) {
 			struct slot *s = &workers[t].slots[i];
 			uint32_t number = atomic_load(&s->number);
-			uint8_t code[6];
+			uint8_t code[TEST_CODE];
 			int err;
 
 			expect_slot(s);

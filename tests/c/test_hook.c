@@ -2,20 +2,15 @@
  *
  * usage: test_hook [20 times the changes for each kind of function in each mode]
  */
+#include "arch.h"
 #include "patches.h"
 
 static uint64_t seed = 6;
 
-/* call original; add eax, by; ret */
+/* A number more than the original. */
 static uint8_t *place_replacement(execmem_domain *d, const execmem_hook *hook, uint8_t by)
 {
-	uint8_t code[9] = {0xE8, 0, 0, 0, 0, 0x83, 0xC0, by, 0xC3};
-	void *at;
-
-	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, sizeof code, 16, NULL, &at) == 0);
-	EXPECT(execmem_encode(EXECMEM_INSN_CALL, at, execmem_hook_original(hook), code, 5) == 0);
-	EXPECT(execmem_fill(at, code, sizeof code) == 0);
-	return at;
+	return place_caller(d, false, execmem_hook_original(hook), 0, by);
 }
 
 static size_t from_hex(const char *hex, uint8_t *out)
@@ -32,18 +27,77 @@ static size_t from_hex(const char *hex, uint8_t *out)
 }
 
 /* Functions that give 5. */
-static const struct function {
+struct function {
 	const char *hex;
 	uint32_t before; /* bytes before it that are for patching */
 	bool quiet; /* it needs that */
 	uint32_t size; /* of its code, where data follow */
-} functions[] = {
+};
+
+/* What cannot be hooked, and a word of why. */
+struct refusal {
+	const char *hex;
+	uint32_t before, size;
+	const char *word;
+};
+
+/* The first of `functions` is for patching, the second's first instruction reaches only so far. SEVERAL: one that begins with several for
+ * nothing, SEVERAL_SIZE bytes; -1: there is none. */
+#if defined(__aarch64__)
+enum { SEVERAL = -1, SEVERAL_SIZE = 4 };
+
+static const struct function functions[] = {
+	{"1f2003d5a0008052c0035fd6", 0, false, 0}, /* nop; mov w0, 5; ret: gcc's -fpatchable-function-entry=1 */
+	{"40000018c0035fd605000000", 0, false, 8}, /* ldr w0, .+8 */
+	{"5f2403d51f2003d5a0008052c0035fd6", 0, false, 0}, /* behind bti c */
+	{"a0008052c0035fd6", 0, false, 0}, /* mov w0, 5, which no store may change */
+	{"02000014000020d4a0008052c0035fd6", 0, false, 0}, /* b .+8 */
+	{"5f000034000020d4a0008052c0035fd6", 0, false, 0}, /* cbz wzr, .+8 */
+	{"60000010000040b9c0035fd605000000", 0, false, 12}, /* adr x0, .+12; ldr w0, [x0] */
+};
+
+static const struct refusal refusals[] = {
+	{"00000000c0035fd6", 0, 0, "no known instruction"},       {"a00080521f2003d5feffff17", 0, 0, "leads back"},
+	{"a0008052c0035fd600000000", 0, 0, "Give the size"},      {"01000094c0035fd6", 0, 0, "where it lies"},
+	{"1f000010a0008052c0035fd6", 0, 0, "the same elsewhere"},
+};
+#elif defined(__riscv)
+enum { SEVERAL = 2, SEVERAL_SIZE = 4 };
+
+static const struct function functions[] = {
+	{"130000001305500067800000", 0, false, 0}, /* nop; li a0, 5; ret */
+	{"63040000130000001305500067800000", 0, false, 0}, /* beqz zero, .+8 */
+	{"010001001305500067800000", 0, true, 0}, /* gcc's nops: c.nop; c.nop */
+	{"17000000130000001305500067800000", 0, false, 0}, /* behind lpad */
+	{"1305500067800000", 0, false, 0}, /* li a0, 5 */
+	{"170500000325c5006780000005000000", 0, false, 12}, /* auipc a0, 0; lw a0, 12(a0) */
+	{"15458280", 0, true, 0}, /* c.li a0, 5; c.jr ra */
+	{"0100130000001545828001000100", 0, true, 0}, /* c.nop; nop: six bytes */
+	{"014519c113059000154582800100", 0, true, 0}, /* c.li a0, 0; c.beqz a0, .+6 */
+	{"0100010001001305500067800000", 4, false, 0}, /* gcc's -fpatchable-function-entry=3,2: c.nop behind the pad */
+	{"1300000015458280", 4, false, 0}, /* two bytes that are for something */
+};
+
+static const struct refusal refusals[] = {
+	{"8280", 0, 0, "over before"},
+	{"0100", 0, 0, "or is over"},
+	{"1f00000013055000", 0, 0, "no known instruction"},
+	{"13055000130000006ff09fff", 0, 0, "leads back"},
+	{"13055000678000000000", 0, 0, "Give the size"},
+	{"ef00400067800000", 0, 0, "where it lies"},
+	{"01001305500067800000", 2, 0, "does not lie"},
+	{"13055000010015458280", 4, 0, "do something"},
+};
+#else
+enum { SEVERAL = 11, SEVERAL_SIZE = 5 };
+
+static const struct function functions[] = {
 	{"0f1f440000b805000000c3", 0, false, 0}, /* for patching, one instruction: gcc's nops made one */
+	{"8b0501000000c305000000", 0, false, 7}, /* mov eax, [rip + 1] */
 	{"0f1f440008b805000000c3", 0, false, 0}, /* as clang writes it */
 	{"f30f1efa0f1f440000b805000000c3", 0, false, 0}, /* behind endbr64 */
 	{"b805000000c3", 0, false, 0}, /* mov eax, 5 */
 	{"48b80500000000000000c3", 0, false, 0}, /* movabs */
-	{"8b0501000000c305000000", 0, false, 7}, /* mov eax, [rip + 1] */
 	{"e906000000909090909090b805000000c3", 0, false, 0}, /* jmp */
 	{"909090909090b805000000c3", 5, true, 0}, /* one byte is no room for a jump to the pad */
 	{"90909090906690b805000000c3", 5, false, 0}, /* clang's -fpatchable-function-entry=7,5 */
@@ -55,6 +109,21 @@ static const struct function {
 	{"31c07406909090909090b805000000c3", 0, true, 0}, /* and within: widened */
 	{"31c0e80300000083c005c30f1f00c3", 0, true, 0}, /* a call, and what it calls */
 };
+
+static const struct refusal refusals[] = {
+	{"c3", 0, 0, "over before"},
+	{"909090", 0, 0, "or is over"},
+	{"90c3909090909090", 0, 0, "over before"},
+	{"ebfe9090909090", 0, 0, "over before"},
+	{"0606060606", 0, 0, "no known instruction"},
+	{"b805000000ebf9c3", 0, 0, "leads back"},
+	{"5557564154ffc075faebf7c3", 0, 0, "leads back"},
+	{"5557564154b805000000eb0006c3", 0, 0, "Give the size"},
+	{"e80000000058c3", 0, 0, "where it lies"},
+	{"5551e3035990909090c3", 0, 0, "the same elsewhere"},
+	{"31c09090906690b805000000c3", 5, 0, "do something"},
+};
+#endif
 enum { FUNCTIONS = sizeof functions / sizeof functions[0] };
 
 static uint8_t *place_function(const struct function *f, uint8_t *bytes, size_t *len)
@@ -122,12 +191,8 @@ static void test_chain(const struct function *f)
 
 	for (int i = 0; i < 3; i++) {
 		EXPECT(execmem_hook_make(at, &options, &hooks[i]) == 0);
-		/* original; shl eax, 4; or eax, i + 1 */
-		more[i] = place(domain, (const uint8_t[]){0xE8, 0, 0, 0, 0, 0xC1, 0xE0, 4, 0x83, 0xC8, (uint8_t)(i + 1), 0xC3}, 12);
-		EXPECT(execmem_encode(EXECMEM_INSN_CALL, more[i], execmem_hook_original(hooks[i]), bytes, 5) == 0);
-		EXPECT(execmem_fill(more[i], bytes, 5) == 0);
+		more[i] = place_caller(domain, false, execmem_hook_original(hooks[i]), 4, (uint32_t)i + 1);
 	}
-	len = from_hex(f->hex, bytes);
 	for (int in = 0; in < 6; in++)
 		for (int out = 0; out < 6; out++) {
 			/* by priority 2, 2, 1: among equals who came last runs first, so it comes last in the number */
@@ -170,20 +235,11 @@ static void test_hook_refusals(void)
 	uint8_t *at;
 	void *out;
 
-	refuse_function(EXECMEM_EENTRY, "c3", 0, 0, "over before");
-	refuse_function(EXECMEM_EENTRY, "909090", 0, 0, "or is over");
-	refuse_function(EXECMEM_EENTRY, "90c3909090909090", 0, 0, "over before");
-	refuse_function(EXECMEM_EENTRY, "ebfe9090909090", 0, 0, "over before");
-	refuse_function(EXECMEM_EENTRY, "0606060606", 0, 0, "no known instruction");
-	refuse_function(EXECMEM_EENTRY, "b805000000ebf9c3", 0, 0, "leads back");
-	refuse_function(EXECMEM_EENTRY, "5557564154ffc075faebf7c3", 0, 0, "leads back");
-	refuse_function(EXECMEM_EENTRY, "5557564154b805000000eb0006c3", 0, 0, "Give the size");
-	refuse_function(EXECMEM_EENTRY, "e80000000058c3", 0, 0, "where it lies");
-	refuse_function(EXECMEM_EENTRY, "5551e3035990909090c3", 0, 0, "the same elsewhere");
-	refuse_function(EXECMEM_EENTRY, "31c09090906690b805000000c3", 5, 0, "do something");
-	refuse_function(EXECMEM_EBOUNDS, "b805000000c3", 0, 7, "are not all in its block");
+	for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++)
+		refuse_function(EXECMEM_EENTRY, refusals[i].hex, refusals[i].before, refusals[i].size, refusals[i].word);
+	refuse_function(EXECMEM_EBOUNDS, functions[0].hex, 0, 32, "are not all in its block");
 	at = place_number(domain, 5);
-	EXPECT(execmem_hook_make(at, &(execmem_hook_options){.before = 5}, &hook) == EXECMEM_EBOUNDS);
+	EXPECT(execmem_hook_make(at, &(execmem_hook_options){.before = 8}, &hook) == EXECMEM_EBOUNDS);
 	EXPECT(execmem_hook_make(&hook, NULL, &hook) == EXECMEM_EFOREIGN && execmem_hook_make(at, NULL, NULL) == EXECMEM_EINVAL);
 	EXPECT(execmem_alloc_in(domain, EXECMEM_TEXT, 64, 64, NULL, &out) == 0);
 	EXPECT(execmem_hook_make(out, NULL, &hook) == EXECMEM_EENTRY && execmem_free(out) == 0);
@@ -194,11 +250,11 @@ static void test_hook_refusals(void)
 	EXPECT(execmem_hook_attach(hook, (void *)(uintptr_t)far_away, 0, EXECMEM_PATCH_VENEER) == 0 && call(at) == 77);
 	EXPECT(execmem_hook_detach(hook, 0) == 0 && call(at) == 5 && execmem_hook_free(hook) == 0);
 	for (int nothing = 0; nothing < 2; nothing++) { /* what the hook needs lies far from the function */
-		execmem_hook_options options = {.domain = second, .size = nothing ? 0 : 7};
+		execmem_hook_options options = {.domain = second, .size = functions[!nothing].size};
 		uint8_t bytes[32];
 		size_t len;
 
-		at = place_function(&functions[nothing ? 0 : 5], bytes, &len);
+		at = place_function(&functions[!nothing], bytes, &len);
 		EXPECT(execmem_hook_make(at, &options, &hook) == (nothing ? 0 : EXECMEM_EREACH) && memcmp(at, bytes, len) == 0);
 	}
 	EXPECT(call(execmem_hook_original(hook)) == 5);
@@ -212,15 +268,16 @@ static void test_hook_refusals(void)
 
 static void test_prepare(void)
 {
-	uint8_t bytes[32];
+	uint8_t bytes[32], nop[SEVERAL_SIZE];
 	size_t len;
-	uint8_t *at = place_function(&functions[11], bytes, &len);
+	uint8_t *at = place_function(&functions[SEVERAL < 0 ? 0 : SEVERAL], bytes, &len);
 	execmem_hook *hook;
 
-	EXPECT(execmem_hook_prepare(at, 7) == EXECMEM_EENTRY && execmem_hook_prepare(at, 16) == EXECMEM_EENTRY);
-	EXPECT(execmem_hook_prepare(&hook, 5) == EXECMEM_EFOREIGN && memcmp(at, bytes, len) == 0);
-	EXPECT(execmem_hook_prepare(at, 5) == 0 && memcmp(at, (const uint8_t[]){0x0F, 0x1F, 0x44, 0, 0}, 5) == 0 && call(at) == 5);
-	EXPECT(execmem_hook_prepare(at, 5) == 0);
+	em_arch_host()->encode_nops(nop, SEVERAL_SIZE);
+	EXPECT(execmem_hook_prepare(at, SEVERAL_SIZE + 2) == EXECMEM_EENTRY && execmem_hook_prepare(at, 16) == EXECMEM_EENTRY);
+	EXPECT(execmem_hook_prepare(&hook, SEVERAL_SIZE) == EXECMEM_EFOREIGN && memcmp(at, bytes, len) == 0);
+	EXPECT(execmem_hook_prepare(at, SEVERAL_SIZE) == 0 && memcmp(at, nop, SEVERAL_SIZE) == 0 && call(at) == 5);
+	EXPECT(execmem_hook_prepare(at, SEVERAL_SIZE) == 0);
 	EXPECT(execmem_hook_make(at, NULL, &hook) == 0);
 	attach(hook, place_number(domain, 8), 0, false);
 	EXPECT(call(at) == 8 && execmem_hook_detach(hook, 0) == 0 && call(at) == 5 && execmem_hook_free(hook) == 0);
@@ -315,10 +372,6 @@ int main(int argc, char **argv)
 {
 	int amount = test_amount(argc, argv, 2000, 100);
 
-	if (strcmp(execmem_arch_name(), "x86_64") != 0) {
-		printf("left out: no code is written for %s\n", execmem_arch_name());
-		return 0;
-	}
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
 		if (!test_takes_mode(mode) || (mode == EXECMEM_MODE_FLIP && !TEST_STOPS_THREADS))
 			continue;

@@ -2,6 +2,7 @@
  *
  * usage: test_patch [switches in each mode]
  */
+#include "arch.h"
 #include "patches.h"
 
 #include <sys/wait.h>
@@ -10,6 +11,7 @@ enum { SITES = 1000 };
 
 static uint64_t seed = 5;
 
+#if defined(__x86_64__)
 static void test_long_jumps(void)
 {
 	uint8_t *site = (uint8_t *)0x10000000, out[16];
@@ -22,22 +24,39 @@ static void test_long_jumps(void)
 	EXPECT(execmem_encode(EXECMEM_INSN_JUMP, site, site + 9 + 0x80000000, out, 9) == EXECMEM_EREACH);
 	EXPECT(execmem_encode(EXECMEM_INSN_JUMP, site, site, out, 16) == EXECMEM_EINVAL);
 }
+#else
+static void test_long_jumps(void)
+{
+	uint8_t *site = (uint8_t *)0x10000000, out[16];
+
+	for (size_t len = 5; len <= EXECMEM_SITE_MAX; len++)
+		EXPECT(execmem_encode(EXECMEM_INSN_JUMP, site, site + 0x100, out, len) == EXECMEM_EINVAL);
+}
+#endif
 
 /* ---- keys ---- */
 
-static const uint8_t nop2[] = {0x66, 0x90}, nop5[] = {0x0F, 0x1F, 0x44, 0, 0};
+static const uint8_t *nop_of(uint32_t len)
+{
+	static uint8_t nops[2][SITE_LONG];
 
-/* site; mov eax, 1; ret; there: mov eax, 2; ret. It begins at `skew` bytes of the block. */
+	em_arch_host()->encode_nops(nops[len == SITE_LONG], len);
+	return nops[len == SITE_LONG];
+}
+
+/* site; it gives 1; there: it gives 2. It begins at `skew` bytes of the block, or before, where it can lie. */
 static execmem_key_site place_asker(execmem_domain *d, uint32_t len, uint32_t skew, bool inverted)
 {
 	uint8_t code[64];
 	uint8_t *at;
 
-	memset(code, 0x90, sizeof code);
-	memcpy(code + skew, len == 2 ? nop2 : nop5, len);
-	memcpy(code + skew + len, (const uint8_t[]){0xB8, 1, 0, 0, 0, 0xC3, 0xB8, 2, 0, 0, 0, 0xC3}, 12);
+	skew -= em_arch_host()->insn_align > 1 ? skew % len : 0;
+	em_arch_host()->fill_traps(code, sizeof code);
+	memcpy(code + skew, nop_of(len), len);
+	put_number(code + skew + len, 1);
+	put_number(code + skew + len + NUMBER_SIZE, 2);
 	at = place(d, code, sizeof code) + skew;
-	return (execmem_key_site){.site = (uintptr_t)at, .target = (uintptr_t)at + len + 6, .len = len, .inverted = inverted};
+	return (execmem_key_site){.site = (uintptr_t)at, .target = (uintptr_t)at + len + NUMBER_SIZE, .len = len, .inverted = inverted};
 }
 
 static const uint8_t *code_of(const execmem_key_site *s)
@@ -60,7 +79,7 @@ static void test_table(void)
 	execmem_key *key;
 
 	for (uint32_t i = 0; i < SITES; i++)
-		sites[i] = place_asker(i % 3 ? domain : second, i % 5 ? 5 : 2, i % 11, i % 7 == 0);
+		sites[i] = place_asker(i % 3 ? domain : second, i % 5 ? SITE_LONG : SITE_SHORT, i % 11, i % 7 == 0);
 	for (uint32_t i = SITES - 1; i > 0; i--) {
 		uint32_t k = (uint32_t)(test_random(&seed) % (i + 1));
 		execmem_key_site kept = sites[i];
@@ -77,7 +96,7 @@ static void test_table(void)
 	expect_key(key, sites, SITES, true);
 	EXPECT(execmem_key_set(key, 0) == 0);
 	expect_key(key, sites, SITES, false);
-	EXPECT(memcmp(code_of(&sites[0]), sites[0].inverted ? code_of(&sites[0]) : sites[0].len == 2 ? nop2 : nop5, sites[0].len) == 0);
+	EXPECT(memcmp(code_of(&sites[0]), sites[0].inverted ? code_of(&sites[0]) : nop_of(sites[0].len), sites[0].len) == 0);
 	for (uint32_t i = 1; i < SITES; i++)
 		EXPECT(execmem_key_remove(key, code_of(&sites[i]), 1) == 0);
 	EXPECT(execmem_key_set(key, 1) == 0);
@@ -102,29 +121,29 @@ static void test_key_refusals(void)
 {
 	execmem_key_site good[3], bad[3];
 	execmem_key *key;
-	uint8_t here[8] = {0};
+	_Alignas(8) uint8_t here[8] = {0};
 
 	EXPECT(execmem_key_make(1, &key) == 0);
 	for (int i = 0; i < 3; i++)
-		good[i] = place_asker(i == 1 ? second : domain, 5, 0, false);
+		good[i] = place_asker(i == 1 ? second : domain, SITE_LONG, 0, false);
 #define REFUSE(index, field, value, code)                                                                                          \
 	do {                                                                                                                           \
 		memcpy(bad, good, sizeof bad);                                                                                             \
 		bad[index].field = (value);                                                                                                \
 		refuse_add(key, bad, 3, code, index);                                                                                      \
 	} while (0)
-	REFUSE(2, site, good[2].site + 5, EXECMEM_ECHANGED);
+	REFUSE(2, site, good[2].site + SITE_LONG, EXECMEM_ECHANGED);
 	REFUSE(1, site, (uintptr_t)here, EXECMEM_EREACH); /* a site in a stack has no near target */
 	bad[1].target = bad[1].site + 100;
 	refuse_add(key, bad, 3, EXECMEM_EFOREIGN, 1);
 	REFUSE(2, site, good[0].site, EXECMEM_EINVAL); /* twice */
 	REFUSE(2, site, good[0].site + 3, EXECMEM_EINVAL);
 	REFUSE(2, target, (uintptr_t)far_away, EXECMEM_EREACH);
-	REFUSE(2, len, 2, EXECMEM_ECHANGED);
+	REFUSE(2, len, 2, SITE_SHORT == 2 ? EXECMEM_ECHANGED : EXECMEM_EINVAL);
 	REFUSE(2, len, 3, EXECMEM_EINVAL);
 	REFUSE(2, len, 16, EXECMEM_EINVAL);
 	REFUSE(2, inverted, 2, EXECMEM_EINVAL);
-	REFUSE(2, site, good[2].site + 62, EXECMEM_EBOUNDS);
+	REFUSE(2, site, good[2].site + 62, SITE_SHORT == 2 ? EXECMEM_EBOUNDS : EXECMEM_EMISALIGNED);
 #undef REFUSE
 	EXPECT(execmem_key_add(key, good, 3) == 0);
 	expect_key(key, good, 3, true);
@@ -150,7 +169,7 @@ static void test_key_failures(int mode)
 
 	EXPECT(execmem_key_make(0, &key) == 0);
 	for (int i = 0; i < FEW; i++)
-		sites[i] = place_asker(i % 2 ? domain : second, 5, (uint32_t)i, false);
+		sites[i] = place_asker(i % 2 ? domain : second, SITE_LONG, (uint32_t)i, false);
 	EXPECT(execmem_key_add(key, sites, FEW) == 0);
 	for (size_t op = 0; op < sizeof ops / sizeof ops[0]; op++)
 		for (int at = 0; at < 40; at++) {
@@ -175,7 +194,7 @@ static void stress_key(int amount)
 
 	EXPECT(execmem_key_make(0, &key) == 0);
 	for (int i = 0; i < FEW; i++) { /* some straddle words and lines */
-		sites[i] = place_asker(i % 2 ? domain : second, i % 4 == 3 ? 2 : 5, (uint32_t)(i * 5 % 8), false);
+		sites[i] = place_asker(i % 2 ? domain : second, i % 4 == 3 ? SITE_SHORT : SITE_LONG, (uint32_t)(i * 5 % 8), false);
 		runners.code[i] = code_of(&sites[i]);
 	}
 	runners.count = FEW;
@@ -194,16 +213,15 @@ static void stress_key(int amount)
 
 /* ---- calls ---- */
 
-/* call or jmp to an address; then, behind the call, inc eax; ret */
-static uint8_t *place_caller(execmem_domain *d, bool jumps, const void *to)
+/* One more than what `to` gives, or by a jump what it gives. */
+static uint8_t *place_one_more(bool jumps, const void *to)
 {
-	uint8_t code[16] = {jumps ? 0xE9 : 0xE8, 0, 0, 0, 0, 0xFF, 0xC0, 0xC3};
-	void *at;
+	return place_caller(domain, jumps, to, 0, 1);
+}
 
-	EXPECT(execmem_alloc_in(d, EXECMEM_TEXT, sizeof code, 16, NULL, &at) == 0);
-	EXPECT(execmem_encode(jumps ? EXECMEM_INSN_JUMP : EXECMEM_INSN_CALL, at, to, code, 5) == 0);
-	EXPECT(execmem_fill(at, code, sizeof code) == 0);
-	return at;
+static uint64_t site_of(const uint8_t *caller)
+{
+	return (uintptr_t)caller + CALLER_SITE;
 }
 
 static void expect_call(execmem_call *c, const void *target, uint32_t number, const uint8_t *const *sites)
@@ -225,8 +243,8 @@ static void test_calls(void)
 	EXPECT(execmem_call_make(domain, one, 0, "answer", &c) == 0);
 	expect_call(c, one, 1, NULL);
 	for (int i = 0; i < 2; i++) {
-		sites[i] = place_caller(domain, i, execmem_call_entry(c));
-		addresses[i] = (uintptr_t)sites[i];
+		sites[i] = place_one_more(i, execmem_call_entry(c));
+		addresses[i] = site_of(sites[i]);
 	}
 	EXPECT(execmem_call_add(c, addresses, 2) == 0);
 	expect_call(c, one, 1, sites);
@@ -244,7 +262,7 @@ static void test_calls(void)
 		expect_call(c, two, 2, sites);
 	}
 	EXPECT(execmem_call_free(c) == EXECMEM_EBUSY);
-	EXPECT(execmem_call_remove(c, sites[0], 16) == 0 && execmem_call_remove(c, sites[1], 16) == 0);
+	EXPECT(execmem_call_remove(c, sites[0], CALLER_SIZE) == 0 && execmem_call_remove(c, sites[1], CALLER_SIZE) == 0);
 	EXPECT(execmem_call_free(c) == 0 && live_blocks(domain) == live - 1);
 	EXPECT(call(sites[0]) == 3 && call(sites[1]) == 2); /* they stay as they are */
 }
@@ -252,13 +270,16 @@ static void test_calls(void)
 static void test_call_refusals(void)
 {
 	const uint8_t *one = place_number(domain, 1), *two = place_number(domain, 2);
+	const uint8_t *callers[3];
 	uint64_t sites[3];
 	execmem_call *c;
 
 	EXPECT(execmem_call_make(domain, one, 0, NULL, &c) == 0);
-	sites[0] = (uintptr_t)place_caller(domain, false, execmem_call_entry(c));
-	sites[1] = (uintptr_t)place_caller(domain, true, one); /* straight to the target: known too */
-	sites[2] = (uintptr_t)place_caller(domain, false, two);
+	callers[0] = place_one_more(false, execmem_call_entry(c));
+	callers[1] = place_one_more(true, one); /* straight to the target: known too */
+	callers[2] = place_one_more(false, two);
+	for (int i = 0; i < 3; i++)
+		sites[i] = site_of(callers[i]);
 	EXPECT(execmem_call_add(c, sites, 3) == EXECMEM_ECHANGED && execmem_error_index() == 2);
 	sites[2] = (uintptr_t)&sites;
 	EXPECT(execmem_call_add(c, sites, 3) == EXECMEM_EFOREIGN && execmem_error_index() == 2);
@@ -266,12 +287,12 @@ static void test_call_refusals(void)
 	EXPECT(execmem_call_add(c, sites, 3) == EXECMEM_EINVAL && execmem_error_index() == 2);
 	EXPECT(execmem_call_add(c, NULL, 1) == EXECMEM_EINVAL && execmem_call_add(c, NULL, 0) == 0);
 	EXPECT(execmem_call_check(c) == NULL && execmem_call_add(c, sites, 2) == 0);
-	EXPECT(execmem_free((void *)(uintptr_t)sites[0]) == 0);
+	EXPECT(execmem_free((void *)(uintptr_t)callers[0]) == 0);
 	EXPECT(execmem_call_set(c, two, 0) == EXECMEM_EFREED && call(execmem_call_entry(c)) == 1);
 	EXPECT(strstr(execmem_call_check(c), "a site"));
-	EXPECT(execmem_call_remove(c, (void *)(uintptr_t)sites[0], 16) == 0 && execmem_call_set(c, two, 0) == 0);
-	EXPECT(call((void *)(uintptr_t)sites[1]) == 2);
-	EXPECT(execmem_call_remove(c, (void *)(uintptr_t)sites[1], 16) == 0 && execmem_call_free(c) == 0);
+	EXPECT(execmem_call_remove(c, callers[0], CALLER_SIZE) == 0 && execmem_call_set(c, two, 0) == 0);
+	EXPECT(call(callers[1]) == 2);
+	EXPECT(execmem_call_remove(c, callers[1], CALLER_SIZE) == 0 && execmem_call_free(c) == 0);
 	EXPECT(execmem_call_make(domain, one, 0, NULL, NULL) == EXECMEM_EINVAL && execmem_call_set(NULL, one, 0) == EXECMEM_EINVAL);
 	EXPECT(execmem_call_free(NULL) == EXECMEM_EINVAL && !execmem_call_entry(NULL) && !execmem_call_target(NULL));
 }
@@ -286,8 +307,8 @@ static void stress_call(int amount)
 	EXPECT(execmem_call_make(domain, targets[0], 0, NULL, &c) == 0);
 	runners.code[0] = execmem_call_entry(c);
 	for (int i = 0; i < FEW - 1; i++) {
-		runners.code[i + 1] = place_caller(domain, true, execmem_call_entry(c));
-		sites[i] = (uintptr_t)runners.code[i + 1];
+		runners.code[i + 1] = place_one_more(true, execmem_call_entry(c));
+		sites[i] = site_of(runners.code[i + 1]);
 	}
 	runners.count = FEW;
 	EXPECT(execmem_call_add(c, sites, FEW - 1) == 0);
@@ -302,7 +323,7 @@ static void stress_call(int amount)
 	stop();
 	EXPECT(execmem_call_check(c) == NULL);
 	for (int i = 0; i < FEW - 1; i++)
-		EXPECT(execmem_call_remove(c, runners.code[i + 1], 16) == 0);
+		EXPECT(execmem_call_remove(c, runners.code[i + 1], CALLER_SIZE) == 0);
 	EXPECT(execmem_call_free(c) == 0);
 }
 
@@ -324,18 +345,20 @@ static void test_call_failures(void)
 	}
 	refused = true;
 	for (int number = 0; refused; number++) {
+		const uint8_t *caller;
 		uint64_t site;
 		int err;
 
 		EXPECT(execmem_call_make(domain, one, 0, NULL, &c) == 0);
-		site = (uintptr_t)place_caller(domain, false, execmem_call_entry(c));
+		caller = place_one_more(false, execmem_call_entry(c));
+		site = site_of(caller);
 		EXPECT(execmem_call_add(c, &site, 1) == 0);
 		live = live_blocks(domain);
 		refuse_call(number);
 		err = execmem_call_set(c, far, EXECMEM_PATCH_VENEER);
 		refused = was_refused();
 		EXPECT(err == 0 || live_blocks(domain) == live);
-		EXPECT(!execmem_call_check(c) && call((void *)(uintptr_t)site) == (err == 0 ? 78 : 2));
+		EXPECT(!execmem_call_check(c) && call(caller) == (err == 0 ? 78 : 2));
 		EXPECT(execmem_call_remove(c, (void *)(uintptr_t)site, 1) == 0 && execmem_call_free(c) == 0);
 	}
 }
@@ -365,7 +388,7 @@ static void fork_once(execmem_key *key)
 		execmem_key_site mine;
 
 		alarm(60);
-		mine = place_asker(domain, 5, 0, false);
+		mine = place_asker(domain, SITE_LONG, 0, false);
 		err = execmem_key_set(key, !was);
 		EXPECT((err == 0 || err == EXECMEM_EFORKED) && !execmem_key_check(key) && execmem_key_is_on(key) == (was ^ (err == 0)));
 		EXPECT(execmem_key_make(1, &own) == 0 && execmem_key_add(own, &mine, 1) == 0 && call(code_of(&mine)) == 2);
@@ -376,7 +399,7 @@ static void fork_once(execmem_key *key)
 
 static void test_fork(void)
 {
-	execmem_key_site site = place_asker(domain, 5, 0, false);
+	execmem_key_site site = place_asker(domain, SITE_LONG, 0, false);
 	pthread_t thread;
 	execmem_key *key;
 	bool on;
@@ -402,10 +425,6 @@ int main(int argc, char **argv)
 {
 	int amount = test_amount(argc, argv, 2000, 100);
 
-	if (strcmp(execmem_arch_name(), "x86_64") != 0) {
-		printf("left out: no code is written for %s\n", execmem_arch_name());
-		return 0;
-	}
 	test_long_jumps();
 	for (int mode = EXECMEM_MODE_SYSCALL; mode < EXECMEM_MODES; mode++) {
 		int some = mode == EXECMEM_MODE_FLIP ? amount / 20 + 1 : amount;

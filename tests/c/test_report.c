@@ -2,6 +2,7 @@
  * stderr are looked at. What a fault in each kind of place is told as is in tests/test_crash.py.
  */
 #include "domain.h"
+#include "faults.h"
 #include "grave.h"
 #include "test.h"
 
@@ -23,7 +24,6 @@
 #include <unistd.h>
 
 static const int signals[] = {SIGTRAP, SIGILL, SIGSEGV, SIGBUS};
-static const uint8_t returns[] = {0xc3};
 
 /* ---- children ---- */
 
@@ -144,7 +144,7 @@ static uint8_t *free_before_live(void)
 	uint8_t *code = place("gone"), *next = place(NULL);
 
 	CHECK(next == code + 64 && execmem_free(code) == 0);
-	return code + 63;
+	return code + 64 - TRAP_SIZE;
 }
 
 static void call_last_trap(void)
@@ -187,13 +187,13 @@ static void sent(void)
 static void test_the_end_stays_what_it_was(void)
 {
 	run("freed and told", freed_and_told);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	EXPECT_TOLD(1);
-	EXPECT(count("\"gone\", 1 byte at ") == 1 && count("domain \"crimes\"") == 1);
+	EXPECT(count("\"gone\", " LENGTH) == 1 && count("domain \"crimes\"") == 1);
 	run("freed and untold", freed_and_untold);
-	EXPECT(died_of(SIGTRAP) && words[0] == '\0');
+	EXPECT(died_of(TRAP) && words[0] == '\0');
 	run("last trap", call_last_trap);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	EXPECT_TOLD(1);
 	run("raised", raised);
 	EXPECT(died_of(SIGSEGV) && words[0] == '\0');
@@ -239,13 +239,10 @@ static void longjmps(void)
 /* As if the trap were a return. */
 static void step_over(int signal, siginfo_t *info, void *context)
 {
-	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
-
 	(void)info;
-	CHECK(signal == SIGTRAP);
+	CHECK(signal == TRAP);
 	handled++;
-	registers[REG_RIP] = *(const greg_t *)(uintptr_t)registers[REG_RSP];
-	registers[REG_RSP] += 8;
+	return_from(context);
 }
 
 static void returns_often(void)
@@ -273,9 +270,9 @@ static void handled_once(void)
 
 static void ignored(void)
 {
-	signal(SIGTRAP, SIG_IGN);
+	signal(TRAP, SIG_IGN);
 	report();
-	raise(SIGTRAP); /* that is ignored still, */
+	raise(TRAP); /* that is ignored still, */
 	call_freed(); /* a fault never is */
 }
 
@@ -285,7 +282,7 @@ static void look_at_stack(int signal, siginfo_t *info, void *context)
 
 	(void)info;
 	(void)context;
-	CHECK(signal == SIGTRAP && &here > stack && &here < stack + sizeof stack);
+	CHECK(signal == TRAP && &here > stack && &here < stack + sizeof stack);
 	_exit(0);
 }
 
@@ -299,24 +296,22 @@ static void on_other_stack(void)
 	call_freed();
 }
 
-static void *where_it_was;
+static void *volatile where_it_was;
 
 static void look_at_context(int signal, siginfo_t *info, void *context)
 {
-	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
-
-	CHECK(signal == SIGTRAP && info->si_code == SI_KERNEL);
-	where_it_was = (void *)(uintptr_t)registers[REG_RIP];
+	CHECK(signal == SIGTRAP && (info->si_code == SI_KERNEL || info->si_code == TRAP_BRKPT));
+	where_it_was = step_over_breakpoint(context);
 }
 
 static void breakpoint_of_others(void)
 {
-	void *after = NULL;
+	void *said;
 
 	handle(look_at_context, 0);
 	report();
-	__asm__ volatile("lea 1f(%%rip), %0\n\tint3\n1:" : "=r"(after));
-	CHECK(where_it_was == after);
+	said = run_breakpoint();
+	CHECK(said == where_it_was);
 }
 
 static void test_handlers_before_us(void)
@@ -332,7 +327,7 @@ static void test_handlers_before_us(void)
 	EXPECT(died_of(SIGSEGV) && count("spoken") == 1);
 	EXPECT_TOLD(2);
 	run("ignored", ignored);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	EXPECT_TOLD(1);
 	run("other stack", on_other_stack);
 	EXPECT(ended_well());
@@ -599,21 +594,21 @@ static void the_file_is_full(void)
 static void test_words_do_not_change_the_end(void)
 {
 	run("refused queueing", refused_queueing);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	EXPECT_TOLD(1);
 	run("refused default", refused_default);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	EXPECT_TOLD(1);
 	run("sent without default", sent_without_default);
 	EXPECT(died_of(SIGKILL));
 	run("nobody reads", nobody_reads);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	run("nobody reads, and it goes on", nobody_reads_and_it_goes_on);
 	EXPECT(ended_well());
 	run("the reader sleeps", the_reader_sleeps);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	run("the file is full", the_file_is_full);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 }
 
 static void test_on_and_off(void)
@@ -621,11 +616,11 @@ static void test_on_and_off(void)
 	run("restored", restored);
 	EXPECT(ended_well() && words[0] == '\0');
 	run("refused memory", refused_memory);
-	EXPECT(died_of(SIGTRAP) && words[0] == '\0');
+	EXPECT(died_of(TRAP) && words[0] == '\0');
 	run("refused handler", refused_handler);
-	EXPECT(died_of(SIGTRAP) && words[0] == '\0');
+	EXPECT(died_of(TRAP) && words[0] == '\0');
 	run("refused reading", refused_reading);
-	EXPECT(died_of(SIGTRAP) && count("\"gone\"") == 1);
+	EXPECT(died_of(TRAP) && count("\"gone\"") == 1);
 	EXPECT_TOLD(1);
 }
 
@@ -691,7 +686,7 @@ static void in_child(void)
 
 	report();
 	CHECK(execmem_free(code) == 0);
-	die_in_child(SIGTRAP, code);
+	die_in_child(TRAP, code);
 }
 
 /* Signals that the first process of a container sends to itself are dropped. */
@@ -704,7 +699,7 @@ static void as_first_process(void)
 		fprintf(stderr, "no namespace: %s\n", strerror(errno));
 		return;
 	}
-	die_in_child(SIGTRAP, code);
+	die_in_child(TRAP, code);
 }
 
 enum { ROUNDS = 300 };
@@ -731,13 +726,10 @@ static void *open_and_close(void *nothing)
 /* As if the call had come back, whatever it met. */
 static void come_back(int signal, siginfo_t *info, void *context)
 {
-	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
-
 	(void)info;
-	CHECK(signal == SIGTRAP || signal == SIGSEGV);
+	CHECK(signal == TRAP || signal == SIGSEGV);
 	handled++;
-	registers[REG_RIP] = *(const greg_t *)(uintptr_t)registers[REG_RSP];
-	registers[REG_RSP] += 8;
+	return_from(context);
 }
 
 static void domains_come_and_go(void)
@@ -762,10 +754,10 @@ static void domains_come_and_go(void)
 static void test_from_anywhere(void)
 {
 	run("locks held", locks_held);
-	EXPECT(died_of(SIGTRAP) && count("\"gone\"") == 1);
+	EXPECT(died_of(TRAP) && count("\"gone\"") == 1);
 	EXPECT_TOLD(1);
 	run("in a thread", in_thread);
-	EXPECT(died_of(SIGTRAP));
+	EXPECT(died_of(TRAP));
 	EXPECT_TOLD(1);
 	run("domains come and go", domains_come_and_go);
 	EXPECT(ended_well() && count("domain \"short-lived\"") > 0);
@@ -869,11 +861,11 @@ static void test_graves(void)
 static void test_memory(void)
 {
 	run("overtaken, named", overtaken_named);
-	EXPECT(died_of(SIGTRAP) && count("\"named\", 1 byte at") == 1);
+	EXPECT(died_of(TRAP) && count("\"named\", " LENGTH) == 1);
 	run("overtaken, unnamed", overtaken_unnamed);
-	EXPECT(died_of(SIGTRAP) && count("never given out or freed longer ago than is remembered") == 1);
+	EXPECT(died_of(TRAP) && count("never given out or freed longer ago than is remembered") == 1);
 	run("named before", named_before);
-	EXPECT(died_of(SIGTRAP) && count("block without a known name, 1 byte at") == 1 && count(" ms ago") == 1);
+	EXPECT(died_of(TRAP) && count("block without a known name, " LENGTH) == 1 && count(" ms ago") == 1);
 }
 
 int main(void)

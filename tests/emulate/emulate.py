@@ -5,9 +5,17 @@ into ``build/emulate/`` but never installed, and an archive of files in memory: 
 /tests. What they print comes over the serial line. It fails when a program fails, when the machine ends without
 saying how they all ended, and when that takes too long.
 
-usage: emulate.py [--cpu x86_64] [--set NAME=value]... [--timeout SECONDS] INIT PROGRAM...
+Kernels for the CPU of this machine come from where its system takes its packages. Those for other CPUs come from
+Debian 13, by lists of packages of their own in ``build/emulate/``: apt fetches them and checks Debian's signature, and
+the system's own lists stay as they are.
 
-EXECMEM_EMULATE_KERNEL names a kernel image to use instead of Debian's.
+With --turns the two CPUs of the machine take turns instead of running side by side: so it must be where one of them
+stores to code that the other runs. QEMU forgets the old code's translation, then stores; when the other CPU translates
+it anew between both, old code stays until somebody stores there again, whatever the program does to synchronise.
+
+usage: emulate.py [--cpu x86_64] [--turns] [--set NAME=value]... [--timeout SECONDS] INIT PROGRAM...
+
+EXECMEM_EMULATE_KERNEL_<cpu>, such as EXECMEM_EMULATE_KERNEL_riscv64, names a kernel image to use instead of Debian's.
 """
 
 from __future__ import annotations
@@ -36,15 +44,39 @@ class Machine:
     needs: str  # Debian package of the emulator
     console: str
     kernel: str  # Debian package that depends on the newest kernel
+    architecture: str  # as Debian calls it
+    words: str = ""  # for the kernel's command line
 
 
 MACHINES: Final = {
     "x86_64": Machine(
-        ("qemu-system-x86_64", "-M", "q35", "-cpu", "max"), "qemu-system-x86", "ttyS0", "linux-image-cloud-amd64"
+        ("qemu-system-x86_64", "-M", "q35", "-cpu", "max"),
+        "qemu-system-x86",
+        "ttyS0",
+        "linux-image-cloud-amd64",
+        "amd64",
+    ),
+    "aarch64": Machine(
+        # Pointers are signed in QEMU's own way, not in the one of the manual, which takes half of the time there is.
+        ("qemu-system-aarch64", "-M", "virt", "-cpu", "max,pauth-impdef=on"),
+        "qemu-system-arm",
+        "ttyAMA0",
+        "linux-image-cloud-arm64",
+        "arm64",
+    ),
+    "riscv64": Machine(
+        ("qemu-system-riscv64", "-M", "virt", "-cpu", "rv64"),
+        "qemu-system-misc",
+        "ttyS0",
+        "linux-image-riscv64",
+        "riscv64",
+        "no4lvl",  # tables of three levels, as most of these CPUs have: addresses of 38 bits, and half of QEMU's time
     ),
 }
+OTHER_SOURCE: Final = "http://deb.debian.org/debian trixie main"
+OTHER_KEYS: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 EVERY_MACHINE: Final = (
-    *("-accel", "tcg", "-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-no-reboot"),
+    *("-smp", "2", "-m", "1024", "-nodefaults", "-no-user-config", "-no-reboot"),
     *("-display", "none", "-serial", "stdio"),
 )
 
@@ -66,9 +98,40 @@ def read_command(*command: str, cwd: Path | None = None) -> str:
 # ---- the kernel ----
 
 
-def find_kernel(machine: Machine) -> Path:
+def other_packages(architecture: str) -> list[str]:
+    """Return the options with which apt knows Debian's packages for another CPU, after asking for their list."""
+    home = BUILD / f"apt-{architecture}"
+    for folder in ("lists/partial", "archives/partial"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    (home / "status").touch()
+    (home / "sources.list").write_text(f"deb [signed-by={OTHER_KEYS}] {OTHER_SOURCE}\n", encoding="utf-8")
+    places = {
+        "Dir::Etc::sourcelist": home / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::lists": home / "lists",
+        "Dir::State::status": home / "status",
+        "Dir::Cache": home,
+        "Dir::Cache::archives": home / "archives",
+        "APT::Architecture": architecture,
+        "APT::Architectures::": architecture,
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+    }
+    options = [f"--option={name}={value}" for name, value in places.items()]
+    read_command("apt-get", *options, "update", "-q")
+    return options
+
+
+def unpack_boot(package: Path, folder: Path) -> None:
+    """Unpack /boot of a package, without the modules."""
+    give, take = ["dpkg-deb", "--fsys-tarfile", str(package)], ["tar", "-x", "-C", str(folder), "./boot"]
+    files = subprocess.run(give, capture_output=True, check=False).stdout
+    subprocess.run(take, input=files, check=True)
+
+
+def find_kernel(cpu: str, machine: Machine) -> Path:
     """Return the kernel's image, downloaded and unpacked when it is not there yet."""
-    given = os.environ.get("EXECMEM_EMULATE_KERNEL")
+    given = os.environ.get(f"EXECMEM_EMULATE_KERNEL_{cpu}")
     if given:
         return Path(given)
     folder = BUILD / machine.kernel
@@ -76,13 +139,17 @@ def find_kernel(machine: Machine) -> Path:
     if images:
         return images[-1]
     folder.mkdir(parents=True, exist_ok=True)
-    newest = re.search(r"Depends: (linux-image-\S+)", read_command("apt-cache", "depends", machine.kernel))
+    own = read_command("dpkg", "--print-architecture").strip() == machine.architecture
+    options = [] if own else other_packages(machine.architecture)
+    newest = re.search(r"Depends: (linux-image-\S+)", read_command("apt-cache", *options, "depends", machine.kernel))
     if not newest:
-        message = f"apt knows no kernel of the name {machine.kernel}; run apt-get update, or set EXECMEM_EMULATE_KERNEL"
+        advice = f"run apt-get update, or set EXECMEM_EMULATE_KERNEL_{cpu}"
+        message = f"apt knows no kernel of the name {machine.kernel}; {advice}"
         raise fail(message)
-    read_command("apt-get", "download", "-q", newest[1], cwd=folder)
+    read_command("apt-get", *options, "download", "-q", newest[1], cwd=folder)
+    (folder / "all").mkdir(exist_ok=True)
     for package in folder.glob("*.deb"):
-        read_command("dpkg-deb", "-x", package.name, "all", cwd=folder)
+        unpack_boot(package, folder / "all")
         package.unlink()
     (folder / "all" / "boot").rename(folder / "boot")  # last: what is there is whole
     shutil.rmtree(folder / "all")
@@ -133,6 +200,7 @@ def main() -> None:
     """Boot the machine and look at how its programs ended."""
     parser = argparse.ArgumentParser(description="Run static programs on an emulated CPU.")
     parser.add_argument("--cpu", choices=MACHINES, default="x86_64")
+    parser.add_argument("--turns", action="store_true", help="one CPU of the machine at a time")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=value", help="for the programs")
     parser.add_argument("--timeout", type=float, default=150, metavar="SECONDS")
     parser.add_argument("init", type=Path)
@@ -142,12 +210,13 @@ def main() -> None:
     if not shutil.which(machine.command[0]):
         message = f"{machine.command[0]} is missing; on Debian: apt install {machine.needs}"
         raise fail(message)
-    kernel = find_kernel(machine)
+    kernel = find_kernel(options.cpu, machine)
     archive = BUILD / f"{options.cpu}.cpio.gz"
     archive.write_bytes(make_archive(options.init, options.programs))
-    words = [f"console={machine.console}", "quiet", "panic=-1", *options.set]
+    words = [f"console={machine.console}", "quiet", "panic=-1", machine.words, *options.set]
     files = ["-kernel", str(kernel), "-initrd", str(archive), "-append", " ".join(words)]
-    printed = run_machine([*machine.command, *EVERY_MACHINE, *files], options.timeout)
+    threads = ["-accel", "tcg,thread=single" if options.turns else "tcg"]
+    printed = run_machine([*machine.command, *threads, *EVERY_MACHINE, *files], options.timeout)
     end = END.search(printed)
     if not end:
         message = "the machine ended before its programs did"

@@ -10,6 +10,7 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static int mount_at(const char *what, const char *where)
@@ -30,11 +31,13 @@ static int is_program(const struct dirent *entry)
 static int run(const char *name)
 {
 	char path[512];
+	struct timespec start, end;
 	int status = -1;
 	pid_t child;
 
 	snprintf(path, sizeof path, "/tests/%s", name);
 	printf("== run %s\n", name);
+	clock_gettime(CLOCK_MONOTONIC, &start);
 	fflush(stdout);
 	child = fork();
 	if (child == 0) {
@@ -44,8 +47,9 @@ static int run(const char *name)
 	}
 	if (child < 0 || waitpid(child, &status, 0) != child)
 		perror(name);
-	printf("== %s %s: %s %d\n", status == 0 ? "passed" : "FAILED", name, WIFSIGNALED(status) ? "signal" : "exit",
-	       WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	printf("== %s %s: %s %d, %ld s\n", status == 0 ? "passed" : "FAILED", name, WIFSIGNALED(status) ? "signal" : "exit",
+	       WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), (long)(end.tv_sec - start.tv_sec));
 	fflush(stdout);
 	return status != 0;
 }
