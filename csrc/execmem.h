@@ -448,7 +448,7 @@ typedef struct execmem_key execmem_key;
 typedef struct execmem_key_site {
 	uint64_t site; /* where code asks: an instruction for nothing, or a jump to the target, as execmem_encode writes them */
 	uint64_t target; /* where it goes while the key is on; while it is off it goes on behind the site */
-	uint32_t len; /* bytes of the instruction; 0: of the branch that reaches furthest. x86-64: 2 or 5; aarch64: 4; riscv64: 2 or 4 */
+	uint32_t len; /* bytes of the instruction; 0: of the branch that reaches furthest. x86-64: 2, 5; aarch64: 4; riscv64: 2, 4 */
 	uint32_t inverted; /* 1: it goes to the target while the key is off */
 } execmem_key_site;
 

@@ -141,8 +141,8 @@ class StaticKey:
 
         Each is ``(offset, target)``, ``(offset, target, size)`` or ``(offset, target, size, inverted)``: where the
         instruction is, where it goes while the key is on, both in bytes from the block's start (the target may lie
-        outside), its bytes (0: 5 on x86-64, where 2 is the other choice), and whether it goes there while the key is
-        off instead. There must be a nop as ``execmem.encode`` gives it, or the jump.
+        outside), its bytes (0: 5 on x86-64, where 2 is the other choice; else 4, or 2 on riscv64), and whether it goes
+        there while the key is off instead. There must be a nop as ``execmem.encode`` gives it, or the jump.
 
         Raises
         ------
@@ -390,8 +390,9 @@ class StaticCall(Patch):
             del self._kept[:-1]
 
     def add(self, block: Block, offsets: Iterable[SupportsIndex]) -> None:
-        """Add call sites of a block, all or none: calls or jumps of 5 bytes (x86-64) to the address or the target.
+        """Add call sites of a block, all or none: calls or jumps to the address or the target.
 
+        They are of 5 bytes on x86-64, else of 4.
         From now on they go to the target itself. Raises ``ChangedError`` when one goes elsewhere.
         """
         given = list(offsets)
