@@ -259,14 +259,14 @@ static int make_copy(const struct look *l, struct function *f)
 /* ---- the record of a function ---- */
 
 /* Takes back what was made for a function, keeping what was told. */
-static int undo(int err, struct function *f)
+static int undo(struct function *f)
 {
-	char text[400];
+	struct em_error_kept kept;
 
-	snprintf(text, sizeof text, "%s", execmem_error_text());
+	em_error_keep(&kept);
 	drop_copy(f);
 	free(f);
-	return em_error_set(err, "%s", text);
+	return em_error_tell(&kept);
 }
 
 static int make_function(void *function, const execmem_hook_options *options, struct function **out)
@@ -290,7 +290,7 @@ static int make_function(void *function, const execmem_hook_options *options, st
 			err = make_copy(&look, f);
 	}
 	if (err < 0)
-		return undo(err, f);
+		return undo(f);
 	f->next = functions;
 	functions = f;
 	*out = f;

@@ -340,25 +340,10 @@ static int flip(struct change *c, size_t from, size_t to)
 	return err;
 }
 
-/* What was told of a failure, kept while things are put back. */
-struct told {
-	int code;
-	enum execmem_policy policy;
-	char text[500];
-};
-
-static struct told keep(int code)
-{
-	struct told told = {.code = code, .policy = em_error_policy()};
-
-	snprintf(told.text, sizeof told.text, "%s", execmem_error_text());
-	return told;
-}
-
 static int change_flipped(const struct em_live *live)
 {
 	struct change c = {.live = live, .count = live->count};
-	struct told told;
+	struct em_error_kept kept;
 	size_t from = 0, to = 0;
 	int err = 0;
 
@@ -372,15 +357,14 @@ static int change_flipped(const struct em_live *live)
 		err = err < 0 ? em_error_system(err, "make other threads see changed code") : 0;
 	}
 	if (err < 0 && from > 0) {
-		told = keep(err);
+		em_error_keep(&kept);
 		c.back = true;
 		for (to = from; to > 0; to = from) {
 			while (from > 0 && live->sites[from - 1].extent == live->sites[to - 1].extent)
 				from--;
 			(void)flip(&c, from, to);
 		}
-		em_error_set(err, "%s", told.text);
-		em_error_blame(told.policy);
+		em_error_tell(&kept);
 	}
 	if (live->arch->serialize)
 		live->arch->serialize();
@@ -393,7 +377,7 @@ static int change_flipped(const struct em_live *live)
 static int tell_broken(const struct em_live *live, int code)
 {
 	size_t broken = 0, first = 0;
-	struct told told;
+	struct em_error_kept kept;
 
 	for (size_t i = live->count; i-- > 0;)
 		if (memcmp((const void *)(uintptr_t)live->sites[i].at, live->sites[i].old_bytes, live->sites[i].len) != 0) {
@@ -402,10 +386,10 @@ static int tell_broken(const struct em_live *live, int code)
 		}
 	if (broken == 0)
 		return code;
-	told = keep(code);
-	em_error_set(code, "%s Nor could %llu of %llu instructions be put back: the first, at %#llx, is broken.", told.text,
+	em_error_keep(&kept);
+	em_error_set(code, "%s Nor could %llu of %llu instructions be put back: the first, at %#llx, is broken.", kept.text,
 	             (unsigned long long)broken, (unsigned long long)live->count, (unsigned long long)live->sites[first].at);
-	em_error_blame(told.policy);
+	em_error_blame(kept.policy);
 	em_error_at(live->sites[first].index);
 	return code;
 }

@@ -12,7 +12,6 @@
 #include "error.h"
 #include "sys.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,23 +110,23 @@ static size_t group_end(const struct em_patch_change *changes, size_t from, size
 /* Puts back the groups before `end`, of those changed, and keeps what was told. */
 static void put_back(const struct em_patch_change *changes, size_t end, execmem_poke_site *room)
 {
-	char text[400];
-	int code = execmem_error_code();
-	size_t index = execmem_error_index(), lost = 0;
+	struct em_error_kept kept;
+	size_t lost = 0;
 
-	if (end == 0)
-		return;
-	snprintf(text, sizeof text, "%s", execmem_error_text());
+	em_error_keep(&kept);
 	for (size_t from = 0, to; from < end; from = to) {
 		to = group_end(changes, from, end);
 		if (change_group(&changes[from], to - from, room, true) < 0)
 			lost += to - from;
 	}
-	if (lost == 0)
-		em_error_set(code, "%s", text);
-	else
-		em_error_set(code, "%s Nor could %llu instructions of other domains be put back.", text, (unsigned long long)lost);
-	em_error_at(index);
+	if (lost > 0) {
+		em_error_set(kept.code, "%s Nor could %llu instructions of other domains be put back.", kept.text,
+		             (unsigned long long)lost);
+		em_error_blame(kept.policy);
+		em_error_at(kept.index);
+	} else {
+		em_error_tell(&kept);
+	}
 }
 
 int em_patch_change(struct em_patch_change *changes, size_t count)
@@ -224,8 +223,12 @@ int em_patch_reach(struct em_patch_veneers *v, int flags, uint64_t from, uint32_
 
 void em_patch_drop_veneers(struct em_patch_veneers *v, uint32_t count)
 {
+	struct em_error_kept kept;
+
+	em_error_keep(&kept);
 	while (v->count > count)
 		(void)execmem_free_in(v->domain, (void *)(uintptr_t)v->list[--v->count].at); /* gone with its domain already, perhaps */
+	em_error_tell(&kept);
 	if (count == 0) {
 		free(v->list);
 		v->list = NULL;
@@ -294,12 +297,11 @@ int em_patch_place_stub(execmem_domain *domain, uint64_t target, int flags, cons
 		err = execmem_fill(at, code, size);
 	}
 	if (err < 0) {
-		int code_of_it = execmem_error_code();
-		char text[400];
+		struct em_error_kept kept;
 
-		snprintf(text, sizeof text, "%s", execmem_error_text());
+		em_error_keep(&kept);
 		em_patch_free_stub(out);
-		em_error_set(code_of_it, "%s", text);
+		em_error_tell(&kept);
 	}
 	return err;
 }

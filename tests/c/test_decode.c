@@ -273,21 +273,21 @@ static void test_libc(void)
 /* objdump takes what it does not know byte by byte, so most random bytes are shown as some instruction. */
 static void test_objdump_random(int instructions)
 {
-	char path[] = "/tmp/test_decode.XXXXXX", command[400];
-	int fd = mkstemp(path);
+	FILE *file = tmpfile(); /* nothing is left of it, whatever happens */
+	char command[200];
 	uint64_t seed = 4242;
 	struct tally t;
 
-	EXPECT(fd >= 0);
+	EXPECT(file != NULL);
 	for (int i = 0; i < instructions; i++) {
 		uint64_t word = test_random(&seed);
 
-		EXPECT(write(fd, &word, 5) == 5);
+		EXPECT(fwrite(&word, 5, 1, file) == 1);
 	}
-	close(fd);
-	snprintf(command, sizeof command, "objdump -D -w -b binary -m i386:x86-64 '%s'", path);
+	EXPECT(fflush(file) == 0);
+	snprintf(command, sizeof command, "objdump -D -w -b binary -m i386:x86-64 /proc/%d/fd/%d", (int)getpid(), fileno(file));
 	EXPECT(compare(command, &t, getenv("EXECMEM_TEST_TELL") != NULL));
-	unlink(path);
+	fclose(file);
 	printf("random bytes: %llu instructions alike, %llu not known, %llu of another length or meaning\n", (unsigned long long)t.same,
 	       (unsigned long long)t.refused, (unsigned long long)t.other);
 	EXPECT(t.same > (uint64_t)instructions && t.other == 0);
@@ -301,7 +301,9 @@ int main(int argc, char **argv)
 	test_known();
 	test_context[0] = '\0';
 	test_bounds(amount);
-	if (system("objdump --version > /dev/null 2>&1") != 0 || getenv("EXECMEM_TEST_SHORT")) {
+	if (getenv("EXECMEM_TEST_SHORT")) {
+		puts("left out of a short run: the comparison with objdump");
+	} else if (system("objdump --version > /dev/null 2>&1") != 0) {
 		puts("left out: there is no objdump to compare with");
 	} else {
 		test_libc();
