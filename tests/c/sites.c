@@ -252,7 +252,7 @@ void runners_start(struct runners *r, struct site *sites, int count, int threads
 	for (int i = 0; i < threads; i++) {
 		pthread_t id;
 
-		EXPECT(pthread_create(&id, NULL, run, r) == 0);
+		test_begin(&id, run, r);
 		r->ids[i] = (uintptr_t)id;
 	}
 	while (atomic_load(&r->tid) == 0)

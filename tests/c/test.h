@@ -4,6 +4,9 @@
 
 #include "execmem.h"
 
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -121,6 +124,42 @@ static inline uint32_t test_call(const void *address)
 	memcpy(&number, (const uint8_t *)address + 1, sizeof number);
 #endif
 	return number;
+}
+
+/* Begin a thread, and return when it has: a sanitizer's own allocator is at work until then, and is not made ready for a fork, so a child
+ * born meanwhile could wait for its lock for ever. */
+struct test_beginning {
+	void *(*what)(void *);
+	void *arg;
+	_Atomic bool begun;
+};
+
+static inline void *test_begun(void *arg)
+{
+	struct test_beginning *b = arg;
+	struct test_beginning own = {.what = b->what, .arg = b->arg};
+
+	atomic_store(&b->begun, true);
+	return own.what(own.arg);
+}
+
+static inline void test_begin(pthread_t *thread, void *(*what)(void *), void *arg)
+{
+	struct test_beginning b = {.what = what, .arg = arg};
+
+	EXPECT(pthread_create(thread, NULL, test_begun, &b) == 0);
+	while (!atomic_load(&b.begun))
+		sched_yield();
+}
+
+/* A little-endian number of 1 to 8 bytes, as instructions hold them on every CPU. */
+static inline uint64_t test_bits(const uint8_t *code, int bytes)
+{
+	uint64_t value = 0;
+
+	for (int i = 0; i < bytes; i++)
+		value |= (uint64_t)code[i] << 8 * i;
+	return value;
 }
 
 static inline uint64_t test_random(uint64_t *state) /* xorshift64*, Marsaglia and Vigna */

@@ -13,15 +13,6 @@ static const struct em_arch *arch;
 
 /* ---- reading back ---- */
 
-static uint64_t bits_at(const uint8_t *code, int bytes)
-{
-	uint64_t value = 0;
-
-	for (int i = 0; i < bytes; i++)
-		value |= (uint64_t)code[i] << 8 * i;
-	return value;
-}
-
 /* The low bits of a value, their highest one being the sign. */
 static uint64_t sign(uint64_t value, int bits)
 {
@@ -34,13 +25,13 @@ static bool read_x86(const uint8_t *code, uint32_t len, uint64_t at, uint64_t *t
 	bool wide = code[0] == 0x48 && (code[1] == 0xbf || code[1] == 0xb8), near = code[0] == 0xe8 || code[0] == 0xe9;
 	bool lea = code[0] == 0x48 && code[1] == 0x8d && (code[2] == 0x3d || code[2] == 0x05);
 
-	*to = wide ? bits_at(code + 2, 8) : at + len + sign(bits_at(code + len - 4, 4), 32);
+	*to = wide ? test_bits(code + 2, 8) : at + len + sign(test_bits(code + len - 4, 4), 32);
 	return wide ? len == 10 : near ? len == 5 : lea && len == 7;
 }
 
 static bool read_aarch64(const uint8_t *code, uint32_t len, uint64_t at, uint64_t *to)
 {
-	uint32_t insn = (uint32_t)bits_at(code, 4), second = len > 4 ? (uint32_t)bits_at(code + 4, 4) : 0;
+	uint32_t insn = (uint32_t)test_bits(code, 4), second = len > 4 ? (uint32_t)test_bits(code + 4, 4) : 0;
 
 	if (len == 4) { /* b, bl */
 		*to = at + (sign(insn & 0x3ffffff, 26) << 2);
@@ -52,7 +43,7 @@ static bool read_aarch64(const uint8_t *code, uint32_t len, uint64_t at, uint64_
 	}
 	*to = 0;
 	for (uint32_t i = 0; i < 4; i++) { /* movz, movk */
-		insn = (uint32_t)bits_at(code + 4 * i, 4);
+		insn = (uint32_t)test_bits(code + 4 * i, 4);
 		*to |= (uint64_t)(insn >> 5 & 0xffff) << 16 * i;
 		if ((insn & 0xffe0001f) != ((i ? 0xf2800000 : 0xd2800000) | i << 21))
 			return false;
@@ -66,7 +57,7 @@ static bool read_riscv64(const uint8_t *code, uint32_t len, uint64_t at, uint64_
 	uint64_t regs[32] = {0};
 
 	for (uint32_t pc = 0; pc < len; pc += 4) {
-		uint32_t insn = (uint32_t)bits_at(code + pc, 4), rd = insn >> 7 & 31, rs = insn >> 15 & 31;
+		uint32_t insn = (uint32_t)test_bits(code + pc, 4), rd = insn >> 7 & 31, rs = insn >> 15 & 31;
 		uint64_t upper = sign(insn & 0xfffff000, 32), low = sign(insn >> 20, 12);
 
 		switch (insn & 0x707f) {
@@ -234,7 +225,7 @@ static void fixed(void)
 	EXPECT(arch->encode_empty(code) == arch->empty_size);
 	list("empty", code, arch->empty_size, 0x1000, 0);
 	len = arch->encode_far_branch(code, 0x123456789abcdef0);
-	EXPECT(len == arch->far_branch_size && bits_at(code + len - 8, 8) == 0x123456789abcdef0 &&
+	EXPECT(len == arch->far_branch_size && test_bits(code + len - 8, 8) == 0x123456789abcdef0 &&
 	       (len - 8) % arch->far_branch_align == 0);
 	list("far", code, len, 0x1000, 0x123456789abcdef0);
 	EXPECT(arch->insn_align == 1 || arch->encode_far_branch(code, 0x1001) == 0);

@@ -135,7 +135,7 @@ static void *work_a_little(void *argument)
 static void start_threads(void *(*what)(void *))
 {
 	for (int i = 0; i < THREADS; i++)
-		EXPECT(pthread_create(&workers[i].thread, NULL, what, &workers[i]) == 0);
+		test_begin(&workers[i].thread, what, &workers[i]);
 }
 
 static void join_threads(void)

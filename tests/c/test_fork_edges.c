@@ -428,7 +428,7 @@ static void test_a_fork_during_the_first_use(int races)
 			expect_good_end(process);
 			continue;
 		}
-		EXPECT(pthread_create(&thread, NULL, use_first, NULL) == 0);
+		test_begin(&thread, use_first, NULL);
 		go = true;
 		for (volatile int turn = 0; turn < i * 1000; turn++)
 			;

@@ -758,7 +758,7 @@ static void gaps_are_not_charged(void)
 
 	snprintf(test_context, sizeof test_context, "packs made for blocks with gaps");
 	EXPECT(execmem_domain_open(&options, &maker.d) == 0);
-	EXPECT(pthread_create(&thread, NULL, make_packs, &maker) == 0);
+	test_begin(&thread, make_packs, &maker);
 	for (int i = 0; i < 80; i++) {
 		pid_t child = i % 20 ? -1 : fork();
 

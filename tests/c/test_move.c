@@ -18,15 +18,6 @@ struct form {
 
 static const struct em_arch *arch;
 
-static uint64_t bits_at(const uint8_t *code, int bytes)
-{
-	uint64_t value = 0;
-
-	for (int i = 0; i < bytes; i++)
-		value |= (uint64_t)code[i] << 8 * i;
-	return value;
-}
-
 static void put(uint8_t *code, uint32_t word, int bytes)
 {
 	for (int i = 0; i < bytes; i++)
@@ -80,7 +71,7 @@ static uint64_t number_of_aarch64(uint32_t word, uint64_t at)
 
 static bool same_aarch64(const struct form *f, uint32_t word, uint64_t from, const uint8_t *out, uint32_t len, uint64_t to)
 {
-	uint32_t first = (uint32_t)bits_at(out, 4), second = (uint32_t)bits_at(out + 4, 4), third = (uint32_t)bits_at(out + 8, 4);
+	uint32_t first = (uint32_t)test_bits(out, 4), second = (uint32_t)test_bits(out + 4, 4), third = (uint32_t)test_bits(out + 8, 4);
 	uint32_t opposite = word >> 24 == 0x54 ? 1 : 1 << 24, fixed = (word & 0x7e000000) == 0x36000000 ? 0xfff8001f : 0xff00001f;
 	bool pair = (first & 0x9f00001f) == 0x90000005 && (second & 0xffc003ff) == 0x910000a5;
 	uint64_t number = number_of_aarch64(first, to) + (second >> 10 & 0xfff);
@@ -145,7 +136,7 @@ static uint32_t longer(uint32_t word)
 
 static bool same_riscv64(const struct form *f, uint32_t word, uint64_t from, const uint8_t *out, uint32_t len, uint64_t to)
 {
-	uint32_t first = (uint32_t)bits_at(out, 4), second = (uint32_t)bits_at(out + 4, 4);
+	uint32_t first = (uint32_t)test_bits(out, 4), second = (uint32_t)test_bits(out + 4, 4);
 	uint32_t alike = f->len == 2 ? longer(word) : word, fixed = (alike & 0x7f) == 0x6f ? 0xfff : 0x01fff07f;
 	uint64_t pair = to + sign(first & 0xfffff000, 32) + sign(second >> 20, 12);
 
@@ -219,7 +210,7 @@ static void test_odd(void)
 	put(code, 0xd8000000, 4); /* prfm */
 	EXPECT(em_arch_aarch64.decode(code, 4, &insn));
 	EXPECT(em_arch_aarch64.move(code, &insn, 0x1000, 1ull << 24, out, &len) == EM_ARCH_MOVED && len == 4);
-	EXPECT(bits_at(out, 4) == 0xd503201f && em_arch_aarch64.decode(out, 4, &insn) && insn.nothing);
+	EXPECT(test_bits(out, 4) == 0xd503201f && em_arch_aarch64.decode(out, 4, &insn) && insn.nothing);
 	put(code, 0x00010001, 4); /* c.nop, and nop */
 	EXPECT(em_arch_riscv64.decode(code, 4, &insn) && insn.nothing && insn.length == 2);
 	put(code, 0x00000013, 4);

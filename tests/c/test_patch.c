@@ -407,7 +407,7 @@ static void test_fork(void)
 	EXPECT(execmem_key_make(0, &key) == 0 && execmem_key_add(key, &site, 1) == 0);
 	fork_once(key);
 	atomic_store(&runners.stop, false);
-	EXPECT(pthread_create(&thread, NULL, keep_switching, key) == 0);
+	test_begin(&thread, keep_switching, key);
 	for (int i = 0; i < 10; i++)
 		fork_once(key);
 	atomic_store(&runners.stop, true);
