@@ -21,7 +21,7 @@ HERE = ROOT / "benchmarks"
 OUT = ROOT / "build" / "bench"
 
 CORE = ("csrc/*.c", "csrc/*.S", "arch/*.c", "arch/*.S", "arch/*/*.c", "arch/*/*.S")
-HEADERS = ("csrc/*.h", "arch/*.h", "arch/*/*.h", "benchmarks/harness/*.h")
+HEADERS = ("csrc/*.h", "arch/*.h", "arch/*/*.h", "benchmarks/*.h", "benchmarks/harness/*.h")
 POPCNT = ["-mpopcnt"] if platform.machine() == "x86_64" else []  # as the package is built
 COMMON = [*POPCNT, "-O2", "-g", "-fPIC", "-pthread", "-D_GNU_SOURCE", "-Icsrc", "-Iarch", "-Ibenchmarks"]
 STRICT = ["-Wall", "-Wextra", "-Wundef", "-Wshadow"]

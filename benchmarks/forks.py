@@ -9,7 +9,6 @@ turns. Half a minute. ``run.py --table`` draws the tables of docs/fork.md from i
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -66,18 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if options.out:
-        data = {
-            "schema": 1,
-            "what": "forks",
-            "note": NOTE,
-            "machine": machine.describe(compilers),
-            "options": {"rounds": options.rounds},
-            "seconds": round(time.monotonic() - start),
-            "results": rows,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {options.out}")
+        more = {"options": {"rounds": options.rounds}, "seconds": round(time.monotonic() - start)}
+        machine.write(options.out, "forks", NOTE, compilers, rows, **more)
     return 0
 
 

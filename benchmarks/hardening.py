@@ -10,7 +10,6 @@ stays until the process ends: every case runs in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import sys
@@ -122,10 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if options.out:
         note = "Medians over rounds, by the clock. Memory is that of one domain of mode alias, after all was replaced."
-        data = {"schema": 1, "what": "hardening", "note": note, "machine": machine.describe({}), "results": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {options.out}")
+        machine.write(options.out, "hardening", note, {}, rows)
     return 0
 
 

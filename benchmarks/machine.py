@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import platform
 import re
@@ -64,3 +65,11 @@ def describe(compilers: dict[str, str]) -> dict[str, Any]:
         "commit": output_of("git", "rev-parse", "--verify", "-q", "HEAD"),
         "changed_since_commit": dirty not in {"", "not available"},
     }
+
+
+def write(out: Path, what: str, note: str, compilers: dict[str, str], results: list[Any], **more: object) -> None:
+    """Write the figures of a benchmark, with the machine they are of, for ``run.py --table`` to draw."""
+    head = {"schema": 1, "what": what, "note": note, "machine": describe(compilers)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(head | more | {"results": results}, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {out}")

@@ -12,7 +12,7 @@
  * Then what changes cost, while another thread runs the code that is changed. All figures are nanoseconds by the clock: of one question, one
  * call, one change.
  */
-#include "execmem.h"
+#include "changes.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -26,22 +26,6 @@
 enum { ASKS = 16, TURNS = 20000, MANY = 256, CHANGES = 20, SUBJECTS_MAX = 24, JUMP = 5 };
 
 static execmem_domain *domain;
-
-static void need(bool done, const char *what)
-{
-	if (!done) {
-		fprintf(stderr, "%s: %s\n", what, execmem_error_text());
-		exit(1);
-	}
-}
-
-static double ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
 
 /* ---- writing code ---- */
 

@@ -9,7 +9,6 @@ turns, and of what each costs against its neighbour in the same round. Some seco
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -78,11 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if options.out:
-        about = machine.describe(compilers)
-        data = {"schema": 1, "what": "patching", "note": NOTE, "machine": about, "results": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {options.out}")
+        machine.write(options.out, "patching", NOTE, compilers, rows)
     return 0
 
 

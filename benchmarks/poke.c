@@ -8,7 +8,7 @@
  *
  * In each round everything is measured in turn; the figures are medians over the rounds, in nanoseconds by the clock.
  */
-#include "execmem.h"
+#include "changes.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -27,22 +27,6 @@ static const uint8_t forms[2][LEN + 1] = {{0x0F, 0x1F, 0x44, 0, 0, 0xC3},
 static uint8_t *sites[BATCH];
 static int now; /* which form they have */
 static _Atomic bool ended;
-
-static void need(bool done, const char *what)
-{
-	if (!done) {
-		fprintf(stderr, "%s: %s\n", what, execmem_error_text());
-		exit(1);
-	}
-}
-
-static double ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
 
 /* ---- what is measured ---- */
 

@@ -9,7 +9,6 @@ changes, batches of 256, and ``mprotect`` to writable, a write and ``mprotect`` 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,10 @@ from typing import Any
 import building
 import machine
 
+SOURCE = "benchmarks/poke.c"
 BATCH = 256
 MODES = ("syscall", "alias", "procmem", "flip")
 WAYS = ("as allowed", "breakpoints")
-
-
-def build() -> Path:
-    """Build the program."""
-    cc = building.compiler("CC", "cc")
-    building.OUT.mkdir(parents=True, exist_ok=True)
-    sources = [*building.find(*building.CORE), Path("benchmarks/poke.c")]
-    objects = building.compile_all(sources, cc, cc, [])
-    program = building.OUT / "poke"
-    building.call([*cc, "-pthread", *objects.values(), "-o", str(program)])
-    return program
 
 
 def complete(row: dict[str, Any]) -> dict[str, Any]:
@@ -45,17 +34,17 @@ def complete(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure(rounds: int) -> list[dict[str, Any]]:
-    """Run each case in a process of its own."""
-    program = str(build())
+def measure(rounds: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run each case in a process of its own; return rows and the compiler."""
+    program, compilers = building.build_program(SOURCE)
     rows = []
     for mode in MODES:
         for others in range(3):
             for way in range(len(WAYS) if mode != "flip" else 1):
                 count = rounds if mode != "flip" else max(1, rounds // 10)
-                command = [program, str(count), mode, str(others), str(way)]
+                command = [str(program), str(count), mode, str(others), str(way)]
                 rows += [complete(dict(row)) for row in building.driver_lines(command)]
-    return rows
+    return rows, compilers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,19 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     parser.add_argument("--rounds", type=int, default=101, help="of each case (default: 101)")
     options = parser.parse_args(arguments)
-    rows = measure(options.rounds)
+    rows, compilers = measure(options.rounds)
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if options.out:
         note = (
             "Nanoseconds by the clock, medians over rounds. In mode flip, and without a way, all threads are stopped."
         )
-        cc = building.compiler("CC", "cc")
-        about = machine.describe({"c": building.version_of(cc)})
-        data = {"schema": 1, "what": "poke", "note": note, "machine": about, "results": rows}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {options.out}")
+        machine.write(options.out, "poke", note, compilers, rows)
     return 0
 
 

@@ -341,9 +341,8 @@ def test_a_hook_can_stop_it_or_be_quicker(run_child: Callable[..., str]) -> None
     run_child(source)
 
 
-def test_interrupting_a_wait(run_child: Callable[..., str]) -> None:
-    source = """
-        import signal, threading
+A_THREAD_IS_INSIDE = """
+        import os, signal, threading
         import execmem
 
         inside, leave = threading.Event(), threading.Event()
@@ -354,6 +353,11 @@ def test_interrupting_a_wait(run_child: Callable[..., str]) -> None:
         thread = threading.Thread(target=run)
         thread.start()
         inside.wait()
+"""
+
+
+def test_interrupting_a_wait(run_child: Callable[..., str]) -> None:
+    source = """
         execmem.Domain("waits").place(b"code").retire()
         domain = execmem.Domain("waits")
         domain.place(b"code").retire()
@@ -366,22 +370,11 @@ def test_interrupting_a_wait(run_child: Callable[..., str]) -> None:
         execmem.retire_wait()
         assert domain.stats().retired_blocks == 0
     """
-    run_child(source)
+    run_child(A_THREAD_IS_INSIDE + source)
 
 
 def test_a_child_waits_for_its_own_threads_only(run_child: Callable[..., str]) -> None:
     source = """
-        import os, threading
-        import execmem
-
-        inside, leave = threading.Event(), threading.Event()
-        def run():
-            with execmem.online():
-                inside.set()
-                leave.wait()
-        thread = threading.Thread(target=run)
-        thread.start()
-        inside.wait()
         domain = execmem.Domain("forked")
         domain.place(b"code").retire()
         child = os.fork()
@@ -397,7 +390,7 @@ def test_a_child_waits_for_its_own_threads_only(run_child: Callable[..., str]) -
         execmem.retire_wait()
         assert domain.stats().retired_blocks == 0
     """
-    run_child(source)
+    run_child(A_THREAD_IS_INSIDE + source)
 
 
 def test_a_domain_that_is_collected_keeps_what_threads_may_run(reader: Reader) -> None:
