@@ -106,18 +106,9 @@ static void change_batches(int kinds, int batches)
 	runners_stop(&runners);
 }
 
-static void stress(int mode, const struct way *way, int amount)
+static void change_singly(int kinds, int singles)
 {
-	bool slow = is_slow(way, mode);
-	int singles, batches;
-
-	amount = slow ? amount / 50 + 1 : amount;
-	singles = least(amount / 10 + 1);
-	batches = amount / BATCH + 1;
-	begin("changes", mode, way);
-	open_domain(mode);
-	place_sites(SINGLES);
-	execmem_test_script(way->script);
+	place_sites_of(SINGLES, kinds);
 	runners_start(&runners, sites, SINGLES, 2);
 	for (int i = 0; i < singles; i++) {
 		struct site *s = &sites[test_random(&seed) % SINGLES];
@@ -125,9 +116,26 @@ static void stress(int mode, const struct way *way, int amount)
 		site_change(s, (s->now + 1 + (int)(test_random(&seed) % (uint64_t)(s->kind->variants - 1))) % s->kind->variants);
 	}
 	runners_stop(&runners);
+}
+
+static void stress(int mode, const struct way *way, int amount)
+{
+	bool slow = is_slow(way, mode);
+	int singles, batches;
+
+	amount = slow ? amount / 50 + 1 : amount;
+	singles = amount / 10 + 1;
+	batches = amount / BATCH + 1;
+	begin("changes", mode, way);
+	open_domain(mode);
+	execmem_test_script(way->script);
+	change_singly(site_kind_count, least(singles));
 	change_batches(site_kind_count, batches);
-	if (!slow && site_stored_kinds < site_kind_count) /* one that needs threads to stand still makes all of a batch wait for that */
+	if (!slow && site_stored_kinds < site_kind_count) { /* the others need threads to stand still, which takes long */
+		begin("changes by single stores", mode, way);
+		change_singly(site_stored_kinds, singles);
 		change_batches(site_stored_kinds, batches);
+	}
 	execmem_test_script(NULL);
 	close_domain();
 }
