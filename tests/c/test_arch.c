@@ -4,7 +4,16 @@
 #include "arch.h"
 #include "test.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { ROUNDS = 20000, LISTED = 40, MOST = 64 };
 
@@ -250,7 +259,7 @@ static uint64_t run(const uint8_t *code, uint32_t len, uint64_t argument, void *
 }
 
 /* Code of this room, run: a function reached by what was encoded gives its number. */
-static void running(void)
+static void running(uint32_t rounds)
 {
 	uint8_t code[256], leaf[TEST_CODE], *target = execmem_alloc(TEST_CODE, 64), *at = execmem_alloc(sizeof code, 64);
 	uint32_t len;
@@ -272,11 +281,45 @@ static void running(void)
 		len += test_return(code + len);
 		EXPECT(run(code, len, 0, at) == to);
 	}
-	for (uint32_t number = 0; number < 2000; number++) { /* the same bytes again and again: old ones are never run */
+	for (uint32_t number = 0; number < rounds; number++) { /* the same bytes again and again: old ones are never run */
 		test_code(code, number * 0x10001);
 		EXPECT(run(code, TEST_CODE, 0, at) == number * 0x10001);
 	}
 	EXPECT(execmem_free(at) == 0 && execmem_free(target) == 0);
+}
+
+static void *sleep_for_ever(void *unused)
+{
+	while (pause())
+		;
+	return unused;
+}
+
+/* A sandbox that refuses membarrier: code is placed and changed all the same, also where other threads must be told. */
+static void running_without_membarrier(void)
+{
+	struct sock_filter refuse[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_membarrier, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {sizeof refuse / sizeof refuse[0], refuse};
+	pthread_t thread;
+	pid_t child;
+	int status;
+
+	fflush(stdout);
+	child = fork();
+	EXPECT(child >= 0);
+	if (child == 0) {
+		EXPECT(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+		EXPECT(syscall(SYS_membarrier, 0, 0, 0) < 0 && errno == EPERM);
+		EXPECT(pthread_create(&thread, NULL, sleep_for_ever, NULL) == 0);
+		running(100);
+		_exit(0);
+	}
+	EXPECT(waitpid(child, &status, 0) == child && status == 0);
 }
 
 static void nothing_known(void)
@@ -313,8 +356,10 @@ int main(int argc, char **argv)
 	}
 	nothing_known();
 	arch = em_arch_host();
-	if (arch->supported && !listing)
-		running();
+	if (arch->supported && !listing) {
+		running_without_membarrier(); /* before this process uses the library, so that the child is the first */
+		running(2000);
+	}
 	if (!listing)
 		printf("ok\n");
 	return 0;
