@@ -101,7 +101,8 @@ static void store_whole(const struct change *c, const struct em_live_site *site,
 }
 
 /* Which bytes of a site a part concerns, [*from, *to), and what they are to be. */
-static const uint8_t *part_of(const struct change *c, const struct em_live_site *site, enum part part, uint32_t *from, uint32_t *to)
+static inline const uint8_t *part_of(const struct change *c, const struct em_live_site *site, enum part part, uint32_t *from,
+                                     uint32_t *to)
 {
 	uint32_t size = c->live->arch->trap_size;
 	bool stored = site->how == EM_ARCH_LIVE_STORE;
@@ -122,7 +123,7 @@ static const uint8_t *part_of(const struct change *c, const struct em_live_site 
 	return part == PART_TRAP ? c->traps : aim(c, site);
 }
 
-static void write_memory(const struct change *c, const struct em_live_site *site, enum part part)
+static inline void write_one(const struct change *c, const struct em_live_site *site, enum part part)
 {
 	uint8_t *to = c->door.memory + (site->at - (uintptr_t)c->live->map->window);
 	uint32_t from, end;
@@ -136,6 +137,32 @@ static void write_memory(const struct change *c, const struct em_live_site *site
 		__atomic_store_n(to + from, bytes[from], __ATOMIC_RELEASE);
 	else if (from < end)
 		memcpy(to + from, bytes + from, end - from);
+}
+
+/* Through a door that is memory: a loop for each part, for this is what a change of many sites takes. */
+static void write_memory(struct change *c, size_t from, size_t to, enum part part)
+{
+	const struct em_live_site *sites = c->live->sites;
+
+	if (!c->back && c->touched < to)
+		c->touched = to;
+	switch (part) {
+	case PART_TRAP:
+		for (size_t i = from; i < to; i++)
+			write_one(c, &sites[i], PART_TRAP);
+		break;
+	case PART_TAIL:
+		for (size_t i = from; i < to; i++)
+			write_one(c, &sites[i], PART_TAIL);
+		break;
+	case PART_HEAD:
+		for (size_t i = from; i < to; i++)
+			write_one(c, &sites[i], PART_HEAD);
+		break;
+	default:
+		for (size_t i = from; i < to; i++)
+			write_one(c, &sites[i], PART_ALL);
+	}
 }
 
 /*
@@ -181,29 +208,33 @@ static int stage_part(const struct change *c, const struct em_live_site *site, e
 	return err;
 }
 
-/* Through an open door. On the way back every site is tried. */
-static int write_all(struct change *c, size_t from, size_t to, enum part part)
+/* The kernel writes. On the way back every site is tried. */
+static int write_staged(struct change *c, size_t from, size_t to, enum part part)
 {
-	const struct em_live *live = c->live;
 	struct stage stage;
 	int err = 0, failed;
 
 	stage.used = 0;
-
 	for (size_t i = from; i < to && (err == 0 || c->back); i++) {
-		const struct em_live_site *site = &live->sites[i];
-
 		if (!c->back && c->touched <= i)
 			c->touched = i + 1;
-		if (c->door.memory) {
-			write_memory(c, site, part);
-		} else {
-			failed = stage_part(c, site, part, &stage);
-			err = err ? err : failed;
-		}
+		failed = stage_part(c, &c->live->sites[i], part, &stage);
+		err = err ? err : failed;
 	}
 	failed = err == 0 || c->back ? flush_stage(c, &stage) : 0;
-	err = err ? err : failed;
+	return err ? err : failed;
+}
+
+/* Through an open door. */
+static int write_all(struct change *c, size_t from, size_t to, enum part part)
+{
+	const struct em_live *live = c->live;
+	int err = 0;
+
+	if (c->door.memory)
+		write_memory(c, from, to, part);
+	else
+		err = write_staged(c, from, to, part);
 	for (size_t i = from; i < to && live->arch->flush; i++)
 		live->arch->flush((void *)(uintptr_t)live->sites[i].at, live->sites[i].len);
 	return err;

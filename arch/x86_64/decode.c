@@ -289,6 +289,16 @@ static uint8_t length_of_plain(uint8_t opcode)
 	}
 }
 
+/* The other one that is changed most: what takes the place of a jump, 0F 1F, whose operand is not relative to where it lies. */
+static uint8_t length_of_nop(const uint8_t *at, size_t len)
+{
+	uint8_t mod = len > 2 ? at[2] >> 6 : 3;
+
+	if (len < 3 || at[0] != 0x0F || at[1] != 0x1F || (mod != 1 && mod != 2) || (at[2] >> 3 & 7) != 0)
+		return 0;
+	return (uint8_t)(3 + ((at[2] & 7) == 4) + (mod == 1 ? 1 : 4));
+}
+
 bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out)
 {
 	struct reader r = {.at = code, .len = len < LONGEST ? (uint32_t)len : LONGEST};
@@ -297,6 +307,11 @@ bool em_x86_64_decode(const void *code, size_t len, struct em_arch_insn *out)
 	unsigned map = 0;
 	char what;
 
+	*out = (struct em_arch_insn){.length = length_of_nop(r.at, len)};
+	if (out->length > 0) {
+		out->nothing = true;
+		return out->length <= len;
+	}
 	*out = (struct em_arch_insn){.length = len > 0 ? length_of_plain(r.at[0]) : 0};
 	if (out->length > 0) {
 		out->branches = one_byte[r.at[0]] == 'j' || one_byte[r.at[0]] == 'J';
