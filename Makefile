@@ -163,7 +163,7 @@ EMULATED ?= $(filter-out test_report test_arch test_move test_decode test_fault_
 
 # QEMU before 8.1 misses a change of code that another of its CPUs is translating (deba78709a), so these have one CPU, or in long runs two
 # that take turns, which is slow: emulate.py.
-EMULATED_ALONE := test_live test_live_edges test_patch test_hook
+EMULATED_ALONE := test_live test_live_edges test_patch test_hook test_retire
 
 emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $(1))
 
@@ -173,19 +173,21 @@ test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 
 # Each room's programs are made by a compiler of its own, in a directory of its own, and run by one machine, side by side.
 CPUS ?= aarch64 riscv64
+CPU_JOBS ?= 2
 CPU_TESTS ?= $(filter-out test_corpus test_pkey,$(patsubst tests/c/%.c,%,$(C_TESTS)))
 # Short runs are of all modes on one CPU, of the usual ones on the other. Of the refusals, those of calls that matter more on these
 # CPUs than here: how other threads are told of new code, and what a write does then.
+CPU_MODES ?= $(CPU_MODES_$(CPU))
 CPU_MODES_riscv64 := syscall,alias
 CPU_CALLS_riscv64 := sync
 CPU_CALLS_aarch64 := sync,stop,write
 CPU_SHORT = --timeout 900 --set EXECMEM_TEST_SHORT=1 --set EXECMEM_TEST_CALLS=$(CPU_CALLS_$(CPU)) \
-	$(addprefix --set EXECMEM_TEST_MODES=,$(CPU_MODES_$(CPU)))
+	$(addprefix --set EXECMEM_TEST_MODES=,$(CPU_MODES))
 CPU_ALONE = $(if $(LONG),--turns,--set maxcpus=1)
 CPU_SETTINGS = $(if $(LONG),--timeout 7200 --set EXECMEM_TEST_CHANGES=1000000 --set EXECMEM_TEST_TELL=1,$(CPU_SHORT))
 
 test-cpus:
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix test-cpu-,$(CPUS))
+	@$(MAKE) --no-print-directory --jobs=$(CPU_JOBS) --output-sync=target $(addprefix test-cpu-,$(CPUS))
 
 test-cpu-%:
 	@$(MAKE) --no-print-directory CC=$*-linux-gnu-gcc BUILD=$(BUILD)/cpu/$* CPU=$* EMULATED='$(CPU_TESTS)' emulate-cpu
