@@ -11,7 +11,7 @@ Laws: (1) an event is told once. (2) Within one reading events are in order of t
 a later reading than one that is younger by less than a reading takes. (3) What the kernel could not tell, because a
 ring was full, is counted in `lost`.
 
-Classic BPF (socket filters, seccomp) is in no record: `source.unseen_programs` counts those. Modules are in none either.
+Classic BPF (socket filters, seccomp) is in no record: `source.read_unseen` counts those. Modules are in none either.
 """
 
 from __future__ import annotations
@@ -254,14 +254,10 @@ class Listener:
         self.close()
 
 
-def online_cpus(root: Path = Path("/")) -> list[int]:
+def online_cpus(root: Path = source.ROOT) -> list[int]:
     """Return the numbers of the CPUs that run."""
     cpus: list[int] = []
-    try:
-        text = (root / "sys/devices/system/cpu/online").read_text(encoding="ascii")
-    except OSError as error:
-        why = f"/sys/devices/system/cpu/online cannot be read ({error.strerror})"
-        raise NotAvailable(why, "mount /sys") from error
+    text = source.read_text(root, "sys/devices/system/cpu/online", "mount /sys")
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
         cpus += range(int(first), int(last or first) + 1)
@@ -368,7 +364,8 @@ def records_of(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, byt
 
 LINE: Final = re.compile(
     r"^.*?(?P<pid>\d+)(?:/\s*\d+)?\s+(?:\[(?P<cpu>\d+)\]\s+)?(?P<seconds>\d+)\.(?P<part>\d{6,9}):\s+PERF_RECORD_(?P<rest>"
-    r"KSYMBOL addr (?P<at>[0-9a-f]+) len (?P<size>\d+) type (?P<type>\d+) flags 0x(?P<flags>[0-9a-f]+) name (?P<name>.*)"
+    r"KSYMBOL addr (?P<at>[0-9a-f]+) len (?P<size>\d+) type (?P<type>\d+) flags 0x(?P<flags>[0-9a-f]+) name "
+    r"(?P<name>.*)"
     r"|BPF_EVENT type (?P<kind>\d+), flags \d+, id (?P<id>\d+)|LOST lost (?P<lost>\d+))$"
 )
 
@@ -400,3 +397,14 @@ def read_script(lines: Iterable[str]) -> Recording:
             what, body = LOST, struct.pack("<QQ", 0, int(found["lost"]))
         records.add(what, body + who, [LISTENS])
     return Recording(tuple(records.take(last=True)), records.lost, None)
+
+
+def count_heard(root: Path = source.ROOT) -> int:
+    """Open a listener and close it; return how many CPUs it heard."""
+    with Listener(PAGE):
+        return len(online_cpus(root))
+
+
+SOURCE: Final = source.Source(
+    "events", "code that comes and goes, one by one", "root", "0.1 ms a CPU to open, 30 us an event", count_heard
+)

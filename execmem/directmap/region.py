@@ -40,7 +40,7 @@ from execmem.directmap import source
 from execmem.directmap.source import NotAvailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Self
@@ -377,15 +377,10 @@ def physical_address(page: mmap.mmap) -> int:
     return frame * PAGE
 
 
-def memory_end(root: Path = Path("/")) -> int:
+def memory_end(root: Path = source.ROOT) -> int:
     """Return where physical memory ends, as /proc/zoneinfo tells anybody; 0.1 ms."""
     frames = start = spanned = 0
-    try:
-        lines = (root / "proc/zoneinfo").read_text(encoding="ascii").splitlines()
-    except OSError as error:
-        why = f"/proc/zoneinfo cannot be read ({error.strerror})"
-        raise NotAvailable(why=why, remedy="mount /proc") from error
-    for line in lines:
+    for line in source.read_text(root, "proc/zoneinfo", "mount /proc").splitlines():
         name, _, value = line.strip().partition(" ")
         if name == "spanned":
             spanned = int(value)
@@ -453,106 +448,11 @@ class Walk:
         return f"{len(self.state):,} regions of 2 MB: {', '.join(parts)}; {self.split:,} split"
 
 
-PRESENT, WRITE, LARGE, NO_EXECUTE = 1 << 0, 1 << 1, 1 << 7, 1 << 63
-SETTLED = ~np.uint64(1 << 5 | 1 << 6)  # accessed and dirty change without a change of the map
-
-
-class Walker:
-    """Walks as often as it is asked: making one takes 0.3 s (types are parsed, programs loaded), a walk 1 ms.
-
-    Loading its program adds 400 bytes to the kernel's own executable memory. Use it as a context manager.
-    """
-
-    def __init__(self, root: Path = Path("/")) -> None:
-        """Get ready to read the direct map of the running kernel, or raise NotAvailable."""
-        machine = platform.machine()
-        if machine != "x86_64":
-            raise NotAvailable(why="only x86-64 page tables are known", remedy=f"none on {machine}")
-        bits = address_bits(root)
-        self._mask = np.uint64((1 << bits) - PAGE)
-        self._end = memory_end(root)
-        self._reader = Reader(Layout.of(running_btf(root / "sys/kernel/btf/vmlinux")), self._end)
-        self._mine = os.getpid()  # the page directory is this process's
-
-    def close(self) -> None:
-        """Unload the program; a second time does nothing."""
-        self._reader.close()
-
-    def __enter__(self) -> Self:
-        """Return the walker."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
-
-    def walk(self) -> Walk:
-        """Read the state of every region: 0.5 ms here."""
-        if os.getpid() != self._mine:
-            raise NotAvailable(why="this walker is of the process before the fork", remedy="make one in this process")
-        for _ in range(TRIES):
-            with contextlib.suppress(ChangedError):
-                return self._walk()
-        why = f"the page tables changed each of the {TRIES} times that they were read"
-        raise NotAvailable(why=why, remedy="try again")
-
-    def _walk(self) -> Walk:
-        ns = time.monotonic_ns()
-        base, regions = self._reader.base, -(-self._end // REGION)
-        read: list[tuple[Words, Words]] = []
-        number = np.uint64(base // GIGABYTE) + np.arange(-(-self._end // GIGABYTE), dtype=np.uint64)
-        upper, place = np.unique(number >> 9, return_inverse=True)
-        entries = self._reader.read(np.array([self._reader.root], np.uint64))[0]
-        if base < FOUR_LEVELS:
-            top, place_of_upper = np.unique(upper >> 9, return_inverse=True)
-            entries = self._below(entries[top & 511], read)[place_of_upper, upper & 511]
-        else:
-            entries = entries[upper & 511]
-        gigabytes = self._below(entries, read)[place, number & 511]
-        middles = self._below(gigabytes, read).reshape(-1)[:regions]
-        at = np.flatnonzero(is_table(middles))
-        small = self._below(middles[at], [])
-        for addresses, rows in read:
-            if np.any((self._reader.read(addresses) ^ rows) & SETTLED):
-                raise ChangedError
-        in_gigabyte = np.repeat(gigabytes, 512)[:regions]
-        large = np.where(is_leaf(in_gigabyte), in_gigabyte, middles)
-        self._check_linear(gigabytes, middles, at, small)
-        state = np.select(
-            [is_leaf(in_gigabyte), is_leaf(middles)], [np.uint8(State.GIGABYTE), np.uint8(State.WHOLE)], np.uint8(0)
-        )
-        permissions = np.where(is_leaf(large), permissions_of(large), np.uint8(0))
-        state[at], permissions[at], runs = split_states(at, small)
-        tables = 1 + len(at) + sum(len(rows) for _, rows in read)
-        return Walk(ns, time.monotonic_ns() - ns, base, tables, state, permissions, runs)
-
-    def _below(self, entries: Words, read: list[tuple[Words, Words]]) -> Words:
-        """Return the tables that entries point at, a row each (zeros: none), with what the entries forbid forbidden."""
-        at = np.flatnonzero(is_table(entries))
-        addresses = np.uint64(self._reader.base) + (entries[at] & self._mask)
-        rows = self._reader.read(addresses)
-        read.append((addresses, rows))
-        out = np.zeros((len(entries), 512), np.uint64)
-        upper = entries[at][:, np.newaxis]
-        out[at] = (rows & (upper | ~np.uint64(WRITE))) | (upper & np.uint64(NO_EXECUTE))
-        return out
-
-    def _check_linear(self, gigabytes: Words, middles: Words, at: Indices, small: Words) -> None:
-        """Raise NotAvailable if a page is not where a linear map has it (law 2)."""
-        for entries, numbers, size in (
-            (gigabytes[is_leaf(gigabytes)], np.flatnonzero(is_leaf(gigabytes)), GIGABYTE),
-            (middles[is_leaf(middles)], np.flatnonzero(is_leaf(middles)), REGION),
-            (small[is_present(small)], (at[:, np.newaxis] * 512 + np.arange(512))[is_present(small)], PAGE),
-        ):
-            if np.any((entries & self._mask & ~np.uint64(size - 1)) != numbers.astype(np.uint64) * np.uint64(size)):
-                raise NotAvailable(
-                    why="what was found is no linear map of memory", remedy="none: this kernel is not known"
-                )
-
-
 TRIES: Final = 5
 REGION: Final = 2 << 20
 FOUR_LEVELS: Final = 0xFFFF_8000_0000_0000  # with four levels the kernel's half begins here, with five far below
+PRESENT, WRITE, LARGE, NO_EXECUTE = 1 << 0, 1 << 1, 1 << 7, 1 << 63
+SETTLED = ~np.uint64(1 << 5 | 1 << 6)  # accessed and dirty change without a change of the map
 
 
 def is_present(entries: Words) -> Flags:
@@ -603,13 +503,9 @@ def split_states(regions: Indices, entries: Words) -> tuple[Bytes, Bytes, npt.ND
     return states, np.where(present.any(axis=1), everywhere, np.uint8(0)), runs
 
 
-def address_bits(root: Path = Path("/")) -> int:
+def address_bits(root: Path = source.ROOT) -> int:
     """Return how many bits a physical address has, as /proc/cpuinfo tells; memory encryption uses bits above."""
-    try:
-        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        why = f"/proc/cpuinfo cannot be read ({error.strerror})"
-        raise NotAvailable(why=why, remedy="mount /proc") from error
+    text = source.read_text(root, "proc/cpuinfo", "mount /proc")
     found = re.search(r"^address sizes\s*: (\d+) bits physical", text, re.MULTILINE)
     if found is None:
         raise NotAvailable(
@@ -618,7 +514,115 @@ def address_bits(root: Path = Path("/")) -> int:
     return int(found[1])
 
 
-def walk() -> Walk:
-    """Read the state of every region once: 0.1 s, most of it to get ready; a `Walker` walks again in 1 ms."""
-    with Walker() as walker:
+@dataclass(frozen=True)
+class Tables:
+    """The page tables of a machine: how pages of them are read, where they begin, and what they map."""
+
+    read: Callable[[Words], Words]  # addresses -> a row of 512 entries each
+    root: int  # the address of the page directory
+    base: int  # of the first byte of the direct map
+    end: int  # of physical memory
+    mask: int  # the bits of an entry that are an address
+
+    def walk(self) -> Walk:
+        """Read the state of every region; ChangedError if tables changed meanwhile."""
+        ns = time.monotonic_ns()
+        seen: list[tuple[Words, Words]] = []
+        number = np.uint64(self.base // GIGABYTE) + np.arange(-(-self.end // GIGABYTE), dtype=np.uint64)
+        upper, place = np.unique(number >> 9, return_inverse=True)
+        entries = self.read(np.array([self.root], np.uint64))[0]
+        if self.base < FOUR_LEVELS:
+            top, place_of_upper = np.unique(upper >> 9, return_inverse=True)
+            entries = self._below(entries[top & 511], seen)[place_of_upper, upper & 511]
+        else:
+            entries = entries[upper & 511]
+        gigabytes = self._below(entries, seen)[place, number & 511]
+        middles = self._below(gigabytes, seen).reshape(-1)[: -(-self.end // REGION)]
+        at = np.flatnonzero(is_table(middles))
+        small = self._below(middles[at], [])
+        for addresses, rows in seen:
+            if np.any((self.read(addresses) ^ rows) & SETTLED):
+                raise ChangedError
+        self._check(gigabytes, middles, at, small)
+        of_region = np.repeat(gigabytes, 512)[: len(middles)]
+        state = np.where(is_leaf(middles), np.uint8(State.WHOLE), np.uint8(State.ABSENT))
+        state[is_leaf(of_region)] = State.GIGABYTE
+        large = np.where(is_leaf(of_region), of_region, middles)
+        permissions = np.where(is_leaf(large), permissions_of(large), np.uint8(0))
+        state[at], permissions[at], runs = split_states(at, small)
+        tables = 1 + len(at) + sum(len(rows) for _, rows in seen)
+        return Walk(ns, time.monotonic_ns() - ns, self.base, tables, state, permissions, runs)
+
+    def _below(self, entries: Words, seen: list[tuple[Words, Words]]) -> Words:
+        """Return the tables that entries point at, a row each (zeros: none), with what the entries forbid forbidden."""
+        at = np.flatnonzero(is_table(entries))
+        addresses = np.uint64(self.base) + (entries[at] & np.uint64(self.mask))
+        rows = self.read(addresses)
+        seen.append((addresses, rows))
+        out = np.zeros((len(entries), 512), np.uint64)
+        upper = entries[at][:, np.newaxis]
+        out[at] = (rows & (upper | ~np.uint64(WRITE))) | (upper & np.uint64(NO_EXECUTE))
+        return out
+
+    def _check(self, gigabytes: Words, middles: Words, at: Indices, small: Words) -> None:
+        """Raise NotAvailable if a page is not where a linear map has it (law 2)."""
+        pages = at[:, np.newaxis] * 512 + np.arange(512)
+        for entries, used, numbers, size in (
+            (gigabytes, is_leaf(gigabytes), np.arange(len(gigabytes)), GIGABYTE),
+            (middles, is_leaf(middles), np.arange(len(middles)), REGION),
+            (small, is_present(small), pages, PAGE),
+        ):
+            mapped = entries[used] & np.uint64(self.mask & -size)
+            if np.any(mapped != numbers[used].astype(np.uint64) * np.uint64(size)):
+                why = "what was found is no linear map of memory"
+                raise NotAvailable(why=why, remedy="none: this kernel is not known")
+
+
+class Walker:
+    """Walks as often as it is asked: making one takes 0.1 s (types are parsed, programs loaded), a walk 0.5 ms.
+
+    Its program, 200 bytes of machine code, lives in the kernel until `close`. Use it as a context manager.
+    """
+
+    def __init__(self, root: Path = source.ROOT) -> None:
+        """Get ready to read the direct map of the running kernel, or raise NotAvailable."""
+        machine = platform.machine()
+        if machine != "x86_64":
+            raise NotAvailable(why="only x86-64 page tables are known", remedy=f"none on {machine}")
+        end, mask = memory_end(root), (1 << address_bits(root)) - PAGE
+        self._reader = Reader(Layout.of(running_btf(root / "sys/kernel/btf/vmlinux")), end)
+        self._tables = Tables(self._reader.read, self._reader.root, self._reader.base, end, mask)
+        self._mine = os.getpid()  # the page directory is this process's
+
+    def close(self) -> None:
+        """Unload the program; a second time does nothing."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        """Return the walker."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def walk(self) -> Walk:
+        """Read the state of every region: 0.5 ms here."""
+        if os.getpid() != self._mine:
+            why = "this walker is of the process before the fork"
+            raise NotAvailable(why=why, remedy="make one in this process")
+        for _ in range(TRIES):
+            with contextlib.suppress(ChangedError):
+                return self._tables.walk()
+        raise NotAvailable(why=f"the page tables changed each of the {TRIES} times they were read", remedy="try again")
+
+
+def walk(root: Path = source.ROOT) -> Walk:
+    """Read the state of every region once: 0.1 s, most of it to get ready; a `Walker` walks again in 0.5 ms."""
+    with Walker(root) as walker:
         return walker.walk()
+
+
+SOURCE: Final = source.Source(
+    "regions", "state of each 2 MB region", "root; x86-64, Linux 5.14 with BTF", "0.1 s to get ready, 0.5 ms", walk
+)
