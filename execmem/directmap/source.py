@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
 # ---- what is missing, and how the kernel is asked ----
 
@@ -91,13 +91,14 @@ def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
         raise
 
 
+WAKE: Final = 1 << 14  # whoever waits, from so many bytes on
 DUMMY: Final = (1, 9)  # a software event that never happens: it carries records of what the kernel did
 
 
 def perf_event(flags: int, sample: int, cpu: int, clock: int) -> int:
     """Open a dummy event that listens to all processes on a CPU, and return its file: 48 us."""
     kind, config = DUMMY
-    words = struct.pack("<IIQQQQQ44xi16x", kind, 112, config, 0, sample, 0, flags, clock)
+    words = struct.pack("<IIQQQQQI40xi16x", kind, 112, config, 0, sample, 0, flags | WAKE, 1, clock)
     attributes = ctypes.create_string_buffer(words, 112)
     try:
         return system_call(PERF_EVENT_OPEN, ctypes.addressof(attributes), -1, cpu, -1, 8)  # 8: close on exec
@@ -309,7 +310,7 @@ class Program:
     locked: int | None  # bytes of memory for its instructions, as its file tells
 
 
-def each_program() -> Iterator[int]:
+def each_program() -> Generator[int, None, None]:
     """Give a file of each BPF program that lives, closed at the next one; those that go meanwhile are left out."""
     last = 0
     while True:
@@ -370,10 +371,10 @@ def read_programs() -> tuple[Program, ...]:
 
 @dataclass(frozen=True)
 class Unseen:
-    """BPF programs that have no number, by difference: classic ones, of sockets and seccomp.
+    """BPF programs that have no number, by difference: classic ones (of sockets, of seccomp), and some that go.
 
-    `programs` is how many there are, `bytes` the memory of their instructions; the machine code of each is somewhere in
-    the packs, and no file tells where. `bytes` counts functions after a program's first as a page each: too high if larger.
+    `programs` is how many there are, `bytes` the memory of their instructions; their machine code lies in the packs,
+    and no file tells where. `bytes` takes further functions of a program with a number as a page each.
     """
 
     programs: int
@@ -383,7 +384,8 @@ class Unseen:
 def read_unseen(root: Path = ROOT) -> Unseen:
     """Take programs with numbers off the areas that hold instructions: 3 ms and 30 us a program, root.
 
-    Programs that come or go meanwhile make it wrong by as many; programs that are being loaded have no number yet.
+    Programs that come meanwhile make it wrong by as many. One that is being loaded has no number yet, and one that goes
+    has none any more while the kernel clears it up, some 50 ms.
     """
     seen = read_programs()
     count, total = read_areas(root).total(Use.PROGRAM)
