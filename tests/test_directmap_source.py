@@ -283,7 +283,7 @@ def test_a_user_without_rights_reads_what_anybody_may() -> None:
     for name in ("vmallocinfo", "programs", "unseen", "jit", "regions", "events"):
         why, remedy = result[name]
         assert "not for this user" in why or "may not" in why
-        assert remedy == "run as root"
+        assert remedy.startswith("run as root")
 
 
 def program_files() -> int:

@@ -255,6 +255,8 @@ def modules_imported(text: str, known: frozenset[str]) -> Iterator[tuple[int, st
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "execmem":
             names = [f"execmem.{alias.name}" if alias.name in known else "execmem" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "execmem.directmap":
+            names = [f"execmem.directmap.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = ["." * node.level + (node.module or "")]
         else:

@@ -192,7 +192,7 @@ HEAD_AT, TAIL_AT, DATA_AT = 1024, 1032, 1040
 
 
 class Listener:
-    """Hears of all code that comes and goes in the kernel from now on: 0.1 ms to open a CPU, 30 us an event.
+    """Hears of all code that comes and goes in the kernel from now on: 0.1 ms to open a CPU, 40 us an event.
 
     A ring of `ring_bytes` for each CPU (256 KB: some 2,000 programs between two readings) is kept until `close`. Needs
     CAP_PERFMON, or root. Use it as a context manager.
@@ -300,7 +300,7 @@ CLOCKS: Final = {1: "monotonic", 4: "monotonic_raw", 7: "boottime"}
 
 
 def read_data(path: str | os.PathLike[str]) -> Recording:
-    """Read the events of a perf.data file, as `perf record -a -e dummy -k CLOCK_MONOTONIC` writes it; 30 us an event.
+    """Read the events of a perf.data file, as `perf record -a -e dummy -k CLOCK_MONOTONIC` writes it; 40 us an event.
 
     Programs that lived when the recording began are LOAD events at time 0. A file that is none, or is cut off, is a
     ValueError; one that perf compressed or wrote to a pipe is NotAvailable.
@@ -406,5 +406,5 @@ def count_heard(root: Path = source.ROOT) -> int:
 
 
 SOURCE: Final = source.Source(
-    "events", "code that comes and goes, one by one", "root", "0.1 ms a CPU to open, 30 us an event", count_heard
+    "events", "code that comes and goes, one by one", "root", "0.1 ms a CPU to open, 40 us an event", count_heard
 )
