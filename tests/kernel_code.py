@@ -39,10 +39,24 @@ def have(read: Callable[[], T]) -> T:
         pytest.skip(str(error))
 
 
+ONE: Final = struct.pack("<BBhi", 0xB7, 0, 0, 1)  # r0 = 1
+ADD: Final = struct.pack("<BBhi", 0x07, 0, 0, 1)  # r0 += 1
+EXIT: Final = struct.pack("<BBhi", 0x95, 0, 0, 0)
+CALL_NEXT: Final = struct.pack("<BBhi", 0x85, 1 << 4, 0, 1)  # what follows the instruction after this one
+
+
 def load_program(length: int, name: str) -> int:
     """Load a socket filter of so many instructions and return its file."""
-    code = struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0x07, 0, 0, 1) * length
-    code += struct.pack("<BBhi", 0x95, 0, 0, 0)
+    return load_code(ONE + ADD * length + EXIT, name)
+
+
+def load_functions(count: int, name: str) -> int:
+    """Load a program of so many functions, each of which calls the next."""
+    return load_code((CALL_NEXT + EXIT) * (count - 1) + ONE + EXIT, name)
+
+
+def load_code(code: bytes, name: str) -> int:
+    """Load a socket filter."""
     text, license_text = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     fields = (SOCKET_FILTER, len(code) // 8, ctypes.addressof(text), ctypes.addressof(license_text))
     packed = struct.pack("<IIQQIIQII16s", *fields, 0, 0, 0, 0, 0, name.encode())

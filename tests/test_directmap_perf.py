@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
 import struct
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from kernel_code import classic_filters, have, programs
+from kernel_code import classic_filters, have, load_functions, programs
 
 from execmem.directmap import perf, source
 from execmem.directmap.perf import Attribute, Event, Listener, Recording, Records
@@ -296,6 +297,23 @@ def test_a_thousand_programs_come_and_go_one_by_one(listener: Listener) -> None:
         )
         assert begun < loads[0].ns < loads[-1].ns < unloads[-1].ns < time.monotonic_ns()
     assert listener.lost == 0
+
+
+@linux
+def test_functions_of_one_program_have_its_number(listener: Listener) -> None:
+    file = load_functions(4, "emfour")
+    try:
+        own = source.read_program(file)
+        heard = [event for event in listener.read(last=True) if event.id == own.id]
+    finally:
+        os.close(file)
+    assert own.functions is not None
+    assert [event.size for event in heard] == [size for _, size in own.functions]
+    assert own.functions in {
+        tuple((event.at, event.size) for event in heard),
+        tuple((None, event.size) for event in heard),
+    }
+    assert sum(event.size for event in heard) == own.code
 
 
 @linux

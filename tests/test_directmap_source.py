@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kernel_code import as_nobody, classic_filters, have, load_program, programs
+from kernel_code import as_nobody, classic_filters, have, load_functions, load_program, programs
 
 from execmem.directmap import source
 from execmem.directmap.source import Area, NotAvailable, Splits, Use, Zone
@@ -209,8 +209,12 @@ def test_classic_filters_are_seen_by_difference() -> None:
         before = settle()
         with classic_filters(20):
             during = source.read_unseen()
-            with programs(5, "emclassic"):
-                beside = source.read_unseen()
+            functions = load_functions(5, "emfunctions")
+            try:
+                with programs(5, "emclassic"):
+                    beside = source.read_unseen()
+            finally:
+                os.close(functions)
         after = settle()
         new = during.programs - before.programs, during.bytes - before.bytes
         if (new, beside, after) == ((20, 20 * 4096), during, before):
