@@ -159,11 +159,41 @@ def test_tables_that_change_meanwhile_are_not_told(memory: Memory) -> None:
         return rows
 
     tables = Tables(read, memory.root, memory.base, GIGABYTE, (1 << 46) - PAGE)
-    with pytest.raises(region.ChangedError):
+    with pytest.raises(source.NotAvailable, match="changed each of the 5 times"):
         tables.walk()
     memory.pages[middle][0] |= np.uint64(P)
     steady = memory.tables()
     assert steady.walk().state[0] == State.WHOLE
+
+
+def test_tables_that_changed_once_are_read_again(memory: Memory) -> None:
+    middle = memory.below(memory.gigabytes, memory.first)
+    memory.whole(middle, 0, DATA)
+    left = [np.uint64(P)]
+
+    def read(addresses: Words) -> Words:
+        if middle in addresses and left:
+            rows = memory.read(addresses)
+            memory.pages[middle][0] ^= left.pop()
+            return rows
+        return memory.read(addresses)
+
+    assert Tables(read, memory.root, memory.base, GIGABYTE, (1 << 46) - PAGE).walk().state[0] == State.ABSENT
+
+
+def test_a_large_machine_is_read_in_parts(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.gigabyte(0, DATA)
+    middle = memory.below(memory.gigabytes, memory.first + 1)
+    memory.whole(middle, 512, DATA)
+    memory.split(middle, 1023, (511, DATA), (1, P | NX))
+    memory.gigabyte(2, P | NX)
+    whole = memory.tables().walk()
+    monkeypatch.setattr(region, "PART", 1)
+    parts = memory.tables().walk()
+    assert np.array_equal(parts.state, whole.state)
+    assert np.array_equal(parts.permissions, whole.permissions)
+    assert parts.runs.tolist() == whole.runs.tolist()
+    assert parts.runs["region"].tolist() == [1023, 1023]
 
 
 def test_accessed_and_dirty_bits_are_no_change(memory: Memory) -> None:
