@@ -406,5 +406,5 @@ def count_heard(root: Path = source.ROOT) -> int:
 
 
 SOURCE: Final = source.Source(
-    "events", "code that comes and goes, one by one", "root", "0.1 ms a CPU to open, 40 us an event", count_heard
+    "events", "code that comes and goes, one by one", "CAP_PERFMON", "0.1 ms a CPU to open, 40 us an event", count_heard
 )

@@ -649,5 +649,9 @@ def walk(root: Path = source.ROOT) -> Walk:
 
 
 SOURCE: Final = source.Source(
-    "regions", "state of each 2 MB region", "root; x86-64, Linux 5.14 with BTF", "0.1 s, then 0.5 to 2 ms", walk
+    "regions",
+    "state of each 2 MB region",
+    "CAP_SYS_ADMIN; x86-64, Linux 5.14 with BTF",
+    "0.1 s, then 0.5 to 2 ms",
+    walk,
 )

@@ -5,7 +5,7 @@
     /proc/vmstat          splits and joins since boot                     anybody
     /proc/buddyinfo       free memory by size                             anybody
     /proc/vmallocinfo     areas of kernel memory, by who asked for them   root
-    bpf()                 programs that live                              root
+    bpf()                 programs that live                              CAP_SYS_ADMIN
     /proc/sys/net/core    how much code BPF may have                      root
     /proc/PID/smaps       2 MB pages of a process's code                  its user, root
     PAGEMAP_SCAN          the same, asked of the page tables              its user, root
@@ -77,7 +77,7 @@ def system_call(name: str, *arguments: int) -> int:
     return result
 
 
-MAY_BPF: Final = "run as root, not in a container; before Linux 5.11 also with a larger RLIMIT_MEMLOCK"
+MAY_BPF: Final = "run as root (CAP_SYS_ADMIN), not in a container; before Linux 5.11 with a larger RLIMIT_MEMLOCK"
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
@@ -107,9 +107,8 @@ def perf_event(flags: int, sample: int, cpu: int, clock: int) -> int:
         return system_call(PERF_EVENT_OPEN, ctypes.addressof(attributes), -1, cpu, -1, 8)  # 8: close on exec
     except OSError as error:
         if error.errno in {errno.EPERM, errno.EACCES}:
-            raise NotAvailable(
-                why="this process may not open perf events of the system", remedy="run as root"
-            ) from error
+            why = "this process may not open perf events of the system"
+            raise NotAvailable(why=why, remedy="run as root, or with CAP_PERFMON") from error
         if error.errno in {errno.ENOSYS, errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, errno.E2BIG}:
             why = f"this kernel refuses such perf events ({error.strerror})"
             raise NotAvailable(why=why, remedy="boot Linux 5.1 or later, built with CONFIG_PERF_EVENTS") from error
@@ -553,9 +552,9 @@ SOURCES: Final = (
     Source("splits", "splits and joins since boot", "nothing; Linux 5.13, x86-64", "60 us", read_splits),
     Source("buddyinfo", "free memory by size", "nothing", "40 us", read_buddyinfo),
     Source("vmallocinfo", "packs, modules, programs, trampolines", "root", "12 ms", read_areas),
-    Source("programs", "BPF programs that live", "root", "60 us a program", lambda _: read_programs()),
-    Source("unseen", "BPF programs without number", "root", "12 ms + 60 us a program", read_unseen),
-    Source("jit", "limit of BPF's code, and its use", "root", "12 ms + 60 us a program", read_jit),
+    Source("programs", "BPF programs that live", "CAP_SYS_ADMIN", "60 us a program", lambda _: read_programs()),
+    Source("unseen", "BPF programs without number", "root, CAP_SYS_ADMIN", "12 ms + 60 us a program", read_unseen),
+    Source("jit", "limit of BPF's code, and its use", "root, CAP_SYS_ADMIN", "12 ms + 60 us a program", read_jit),
     Source("smaps", "2 MB pages of code", "the process's user", "11 ms", lambda root: read_smaps(root=root)),
     Source(
         *("pagemap", "the same, from its page tables", "the process's user; Linux 6.7", "1 ms"),
