@@ -372,3 +372,54 @@ def test_a_user_without_rights_is_refused_politely() -> None:
     )
     assert "may not call bpf()" in why
     assert remedy.startswith("run as root")
+
+
+# ---- what may be missing ----
+
+
+def test_the_end_of_memory_is_that_of_the_last_zone(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    zones = ((1, 4095), (4096, 1044480), (1048576, 5505024), (0, 0))
+    text = "".join(
+        f"Node 0, zone X\n        spanned  {spanned}\n        present  1\n  start_pfn:           {start}\n"
+        for start, spanned in zones
+    )
+    (tmp_path / "proc/zoneinfo").write_text(text)
+    assert region.memory_end(tmp_path) == (1048576 + 5505024) * PAGE
+
+
+def test_the_size_of_an_address_is_read(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags : fpu\naddress sizes\t: 46 bits physical, 48 bits virtual\n")
+    assert region.address_bits(tmp_path) == 46
+    (tmp_path / "proc/cpuinfo").write_text("processor : 0\n")
+    with pytest.raises(source.NotAvailable, match="size of a physical address"):
+        region.address_bits(tmp_path)
+
+
+def test_a_kernel_of_other_structures_is_told() -> None:
+    with pytest.raises(source.NotAvailable, match=r"no task_struct\.mm"):
+        region.Layout.of(Btf(make_btf()))
+
+
+@needs_x86_linux
+@pytest.mark.parametrize("step", ["physical_address", "copy_program", "pointer_program"])
+def test_what_fails_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    have(Walker).close()
+
+    def refuse(*_: object) -> None:
+        raise source.NotAvailable(why="scripted", remedy="none")
+
+    monkeypatch.setattr(region, step, refuse)
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not what they point at
+    with pytest.raises(source.NotAvailable, match="scripted"):
+        Walker()
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@needs_x86_linux
+def test_a_page_directory_that_is_not_found_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(Walker).close()
+    monkeypatch.setattr(region, "physical_address", lambda _: 0)
+    with pytest.raises(source.NotAvailable, match="were not found"):
+        Walker()

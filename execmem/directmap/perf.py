@@ -195,7 +195,7 @@ class Listener:
     """Hears of all code that comes and goes in the kernel from now on: 0.1 ms to open a CPU, 40 us an event.
 
     A ring of `ring_bytes` for each CPU (256 KB: some 2,000 programs between two readings) is kept until `close`. Needs
-    CAP_PERFMON, or root. Use it as a context manager.
+    CAP_PERFMON, or root. Use it as a context manager, in one thread at a time.
     """
 
     def __init__(self, ring_bytes: int = 1 << 18) -> None:

@@ -609,7 +609,8 @@ class Tables:
 class Walker:
     """Walks as often as it is asked: making one takes 0.1 s (types are parsed, programs loaded), a walk 0.5 ms.
 
-    Its program, 200 bytes of machine code, lives in the kernel until `close`. Use it as a context manager.
+    Its program, 200 bytes of machine code, lives in the kernel until `close`. Use it as a context manager,
+    in one thread at a time.
     """
 
     def __init__(self, root: Path = source.ROOT) -> None:
