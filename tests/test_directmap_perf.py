@@ -36,8 +36,15 @@ def symbol(name: str, at: int = 0x1000, size: int = 27, kind: int = 1, flags: in
     return perf.SYMBOL.pack(at, size, kind, flags) + perf.pad(name.encode())
 
 
+TAGS: Final = {9: "0001020304050607", 10: "1011121314151617"}  # of the programs of these numbers
+
+
 def program(number: int, what: int = perf.BPF_LOAD) -> bytes:
-    return perf.PROGRAM.pack(what, 0, number, bytes(range(8)))
+    return perf.PROGRAM.pack(what, 0, number, bytes.fromhex(TAGS[number]))
+
+
+def named(number: int, name: str = "a") -> str:
+    return f"bpf_prog_{TAGS[number]}_{name}"
 
 
 def record(what: int, body: bytes) -> bytes:
@@ -52,16 +59,16 @@ def take(*bodies: tuple[int, bytes], last: bool = True) -> list[Event]:
 
 
 def test_a_program_is_told_with_its_number() -> None:
-    (event,) = take((perf.KSYMBOL, symbol("bpf_prog_0001_x") + who(5)), (perf.BPF_EVENT, program(9) + who(6)))
-    assert event == Event(Kind.LOAD, 5, 0x1000, 27, 9, Client.BPF, "bpf_prog_0001_x", "0001020304050607", 7, 1)
+    (event,) = take((perf.KSYMBOL, symbol(named(9)) + who(5)), (perf.BPF_EVENT, program(9) + who(6)))
+    assert event == Event(Kind.LOAD, 5, 0x1000, 27, 9, Client.BPF, named(9), TAGS[9], 7, 1)
 
 
 def test_all_functions_of_a_program_have_its_number() -> None:
     events = take(
-        (perf.KSYMBOL, symbol("bpf_prog_1_main", 0x1000) + who(1)),
+        (perf.KSYMBOL, symbol(named(9, "main"), 0x1000) + who(1)),
         (perf.KSYMBOL, symbol("bpf_prog_2_part", 0x2000) + who(2)),
         (perf.BPF_EVENT, program(9) + who(3)),
-        (perf.KSYMBOL, symbol("bpf_prog_3_next", 0x3000) + who(4)),
+        (perf.KSYMBOL, symbol(named(10), 0x3000) + who(4)),
         (perf.BPF_EVENT, program(10) + who(5)),
     )
     assert [(event.at, event.id) for event in events] == [(0x1000, 9), (0x2000, 9), (0x3000, 10)]
@@ -69,17 +76,28 @@ def test_all_functions_of_a_program_have_its_number() -> None:
 
 def test_two_threads_that_load_at_once_are_kept_apart() -> None:
     events = take(
-        (perf.KSYMBOL, symbol("bpf_prog_1_a", 0x1000) + who(1, thread=21)),
-        (perf.KSYMBOL, symbol("bpf_prog_2_b", 0x2000) + who(2, thread=22)),
+        (perf.KSYMBOL, symbol(named(10), 0x1000) + who(1, thread=21)),
+        (perf.KSYMBOL, symbol(named(9), 0x2000) + who(2, thread=22)),
         (perf.BPF_EVENT, program(9) + who(3, thread=22)),
         (perf.BPF_EVENT, program(10) + who(4, thread=21)),
     )
     assert [(event.at, event.id) for event in events] == [(0x1000, 10), (0x2000, 9)]
 
 
+def test_a_symbol_whose_program_was_lost_is_not_given_to_the_next() -> None:
+    records = (
+        (perf.KSYMBOL, symbol("bpf_prog_00000000000000ff_lost", 0x1000) + who(1)),
+        (perf.KSYMBOL, symbol(named(9), 0x2000) + who(2)),
+        (perf.KSYMBOL, symbol("bpf_prog_00000000000000aa_part", 0x3000) + who(3)),
+        (perf.BPF_EVENT, program(9) + who(4)),
+        (perf.BPF_EVENT, program(10) + who(5)),
+    )
+    assert [(event.at, event.id) for event in take(*records)] == [(0x1000, 0), (0x2000, 9), (0x3000, 9)]
+
+
 def test_going_is_told_apart_from_coming() -> None:
     events = take(
-        (perf.KSYMBOL, symbol("bpf_prog_1_a", flags=perf.UNREGISTER) + who(1)),
+        (perf.KSYMBOL, symbol(named(9), flags=perf.UNREGISTER) + who(1)),
         (perf.BPF_EVENT, program(9, perf.BPF_UNLOAD) + who(2)),
     )
     assert [(event.kind, event.id) for event in events] == [(Kind.UNLOAD, 9)]
@@ -109,7 +127,7 @@ def test_what_is_no_program_waits_for_no_number(name: str, kind: int, client: Cl
 
 def test_a_program_waits_for_its_number_until_the_next_reading() -> None:
     records = Records()
-    records.add(perf.KSYMBOL, symbol("bpf_prog_1_a") + who(1), [WHO])
+    records.add(perf.KSYMBOL, symbol(named(9)) + who(1), [WHO])
     assert records.take() == []
     records.add(perf.BPF_EVENT, program(9) + who(2), [WHO])
     assert [event.id for event in records.take()] == [9]
@@ -121,7 +139,7 @@ def test_a_program_waits_for_its_number_until_the_next_reading() -> None:
 
 def test_what_the_kernel_leaves_behind_a_record_is_passed_over() -> None:
     (event,) = take(
-        (perf.KSYMBOL, symbol("bpf_prog_1_a") + who(1) + b"\xff" * 48),
+        (perf.KSYMBOL, symbol(named(9)) + who(1) + b"\xff" * 48),
         (perf.BPF_EVENT, program(9) + who(2) + bytes(24)),
     )
     assert (event.ns, event.pid, event.cpu, event.id) == (1, 7, 1, 9)
@@ -143,7 +161,7 @@ def test_names_of_any_length_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("what", [perf.KSYMBOL, perf.BPF_EVENT, perf.LOST])
 def test_a_record_cut_off_anywhere_is_refused(what: int) -> None:
-    whole = {perf.KSYMBOL: symbol("bpf_prog_1_a"), perf.BPF_EVENT: program(9), perf.LOST: bytes(16)}[what] + who(1)
+    whole = {perf.KSYMBOL: symbol(named(9)), perf.BPF_EVENT: program(9), perf.LOST: bytes(16)}[what] + who(1)
     for size in range(len(whole)):
         with pytest.raises(ValueError, match=r"too short|of which event"):
             take((what, whole[:size]))
@@ -175,7 +193,7 @@ def perf_data(*records: bytes, attributes: tuple[tuple[bytes, tuple[int, ...]], 
 
 
 LOADED: Final = (
-    record(perf.KSYMBOL, symbol("bpf_prog_1_a") + who(5)),
+    record(perf.KSYMBOL, symbol(named(9)) + who(5)),
     record(1, b"a mapping, or something else"),
     record(perf.BPF_EVENT, program(9) + who(6)),
     record(perf.LOST, struct.pack("<QQ", 0, 3) + who(7)),
@@ -189,7 +207,7 @@ def read(path: Path, data: bytes) -> Recording:
 
 def test_a_file_is_read(tmp_path: Path) -> None:
     found = read(tmp_path / "perf.data", perf_data(*LOADED))
-    event = Event(Kind.LOAD, 5, 0x1000, 27, 9, Client.BPF, "bpf_prog_1_a", "0001020304050607", 7, 1)
+    event = Event(Kind.LOAD, 5, 0x1000, 27, 9, Client.BPF, named(9), TAGS[9], 7, 1)
     assert found == Recording((event,), 3, "monotonic")
 
 

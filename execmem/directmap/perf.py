@@ -81,6 +81,14 @@ class Told:
     id: int
     tag: str
 
+    def own(self, waiting: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
+        """Return those of a thread's symbols that are of this program: from the last one named with its tag on.
+
+        Before it are symbols whose own BPF_EVENT was lost. A text has no tags: then all are taken.
+        """
+        starts = [at for at, (_, event) in enumerate(waiting) if event.name.startswith(f"bpf_prog_{self.tag}")]
+        return waiting[starts[-1] if self.tag else 0 :] if starts else []
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -136,8 +144,8 @@ def client_of(name: str, kind: int) -> Client:
 class Records:
     """Turns records into events: one for each KSYMBOL, in the order of time once they are sorted.
 
-    Symbols of programs wait for their BPF_EVENT, which comes from the same thread, right after; who waits when the
-    second reading ends gets no number.
+    Symbols of programs wait for their BPF_EVENT, which comes from the same thread, right after; one that still waits
+    when the second reading ends gets no number.
     """
 
     def __init__(self) -> None:
@@ -171,7 +179,7 @@ class Records:
         old, waiting, out = self._waiting, list(self._waiting), []
         for thread, one in sorted(self._new, key=lambda pair: pair[1].ns):
             if isinstance(one, Told):
-                own = [pair for pair in waiting if pair[0] == thread and pair[1].kind == one.kind]
+                own = one.own([pair for pair in waiting if pair[0] == thread and pair[1].kind == one.kind])
                 out += [replace(event, id=one.id, tag=one.tag) for _, event in own]
                 waiting = [pair for pair in waiting if pair not in own]
             elif one.client == Client.BPF:
