@@ -122,7 +122,8 @@ def who_of(rest: bytes, attributes: Sequence[Attribute]) -> dict[int, int]:
         if len(rest) < 8 * len(fields):
             continue
         who = dict.fromkeys(WHO, 0) | dict(zip(fields, struct.unpack_from(f"<{len(fields)}Q", rest), strict=True))
-        if len({each.sample & sum(WHO) for each in attributes}) == 1 or who[SAMPLE_IDENTIFIER] in one.ids:
+        alone = len(attributes) == 1 or len({each.sample & sum(WHO) for each in attributes}) == 1
+        if alone or who[SAMPLE_IDENTIFIER] in one.ids:
             return who
     message = "a record does not tell of which event it is"
     raise ValueError(message)

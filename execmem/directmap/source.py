@@ -387,7 +387,7 @@ def read_unseen(root: Path = ROOT) -> Unseen:
     """Take programs with numbers off the areas that hold instructions: 12 ms and 60 us a program, root.
 
     Programs that come meanwhile make it wrong by as many. One that is being loaded has no number yet, and one that goes
-    has none any more while the kernel clears it up, some 50 ms.
+    has none any more while the kernel clears it up.
     """
     seen = read_programs()
     count, total = read_areas(root).total(Use.PROGRAM)
