@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="perf is of Linux")
+HIDDEN: Final = ((None, None),)  # a function, with kernel.kptr_restrict=2
 WHO: Final = Attribute(perf.SAMPLE_TID | perf.SAMPLE_TIME | perf.SAMPLE_CPU)
 
 # ---- records made up here ----
@@ -309,7 +310,7 @@ def test_a_thousand_programs_come_and_go_one_by_one(listener: Listener) -> None:
         for event in loads:
             assert (event.client, event.tag) == (Client.BPF, living[event.id].tag)
             assert living[event.id].code == event.size
-            assert living[event.id].functions in {((event.at, event.size),), ((None, event.size),)}
+            assert living[event.id].functions in {((event.at, event.size),), HIDDEN}
         assert sorted((event.at, event.size, event.name) for event in unloads) == sorted(
             (event.at, event.size, event.name) for event in loads
         )
@@ -325,12 +326,7 @@ def test_functions_of_one_program_have_its_number(listener: Listener) -> None:
         heard = [event for event in listener.read(last=True) if event.id == own.id]
     finally:
         os.close(file)
-    assert own.functions is not None
-    assert [event.size for event in heard] == [size for _, size in own.functions]
-    assert own.functions in {
-        tuple((event.at, event.size) for event in heard),
-        tuple((None, event.size) for event in heard),
-    }
+    assert own.functions in {tuple((event.at, event.size) for event in heard), HIDDEN * 4}
     assert sum(event.size for event in heard) == own.code
 
 

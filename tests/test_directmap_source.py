@@ -189,8 +189,8 @@ def test_programs_are_told_while_they_live() -> None:
     one = found["emsrc2"]
     assert (one.type, one.instructions, one.uid, len(one.tag)) == (1, 8 * 5, 0, 16)
     assert one.code is not None
-    assert one.functions is not None
-    assert [length for _, length in one.functions] == [one.code]
+    assert len(one.functions) == 1
+    assert {length for _, length in one.functions} <= {one.code, None}
     assert one.loaded_ns > 0
     assert not [one for one in source.read_programs() if one.name.startswith("emsrc")]
 

@@ -298,7 +298,11 @@ FUNCTIONS: Final = 64  # that are told at first; a program with more is asked ag
 
 @dataclass(frozen=True)
 class Program:
-    """A BPF program that lives. `code`, `instructions` (bytes) and `functions` are None where the kernel hides them."""
+    """A BPF program that lives: `code` and `instructions` in bytes; `functions`: address and length of each.
+
+    What the kernel hides is None: addresses and lengths with kernel.kptr_restrict=2. So is `code` of one that is
+    interpreted.
+    """
 
     id: int
     type: int
@@ -306,7 +310,7 @@ class Program:
     tag: str
     code: int | None
     instructions: int | None
-    functions: tuple[tuple[int | None, int], ...] | None  # address (None: hidden) and length of each
+    functions: tuple[tuple[int | None, int | None], ...]
     loaded_ns: int  # CLOCK_BOOTTIME
     uid: int
     locked: int | None  # bytes of memory for its instructions, as its file tells
@@ -345,7 +349,7 @@ def read_program(file: int) -> Program:
         if count <= room:
             break
         room = count
-    functions = tuple((addresses[i] or None if i < symbols else None, lengths[i]) for i in range(count))
+    functions = tuple((addresses[i] or None if i < symbols else None, lengths[i] or None) for i in range(count))
     return Program(
         id=program,
         type=kind,
@@ -353,7 +357,7 @@ def read_program(file: int) -> Program:
         tag=tag.hex(),
         code=code or None,
         instructions=size or None,
-        functions=functions or None,
+        functions=functions,
         loaded_ns=born,
         uid=uid,
         locked=read_locked(file),
@@ -393,7 +397,7 @@ def read_unseen(root: Path = ROOT) -> Unseen:
     count, total = read_areas(root).total(Use.PROGRAM)
     areas = known = 0
     for program in seen:
-        further = len(program.functions or ()) if len(program.functions or ()) > 1 else 0  # the first is there twice
+        further = len(program.functions) if len(program.functions) > 1 else 0  # the first is there twice
         areas += 1 + further
         known += (program.locked or GUARD) + further * GUARD
     return Unseen(max(0, count - areas), max(0, total - known))
@@ -424,8 +428,12 @@ def read_jit(root: Path = ROOT) -> Jit:
     limit = number(read_text(root, f"{folder}/bpf_jit_limit", remedy), f"{folder}/bpf_jit_limit")
     enabled = number(read_text(root, f"{folder}/bpf_jit_enable", remedy), f"{folder}/bpf_jit_enable")
     areas = read_areas(root)
-    lengths = [length for program in read_programs() for _, length in program.functions or ((None, program.code or 0),)]
-    code = sum(-(-(length + CODE_HEADER) // CHUNK) * CHUNK for length in lengths) if all(lengths) else None
+    pieces: list[int | None] = []
+    for program in read_programs():
+        lengths = [length for _, length in program.functions]
+        pieces += lengths if all(lengths) else [program.code]  # hidden: their sum, which takes as much or less
+    known = [-(-(length + CODE_HEADER) // CHUNK) * CHUNK for length in pieces if length]
+    code = sum(known) if len(known) == len(pieces) else None
     return Jit(limit, bool(enabled), code, areas.total(Use.PACK)[1] + areas.total(Use.CODE)[1])
 
 
