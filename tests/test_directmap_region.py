@@ -269,11 +269,12 @@ def test_the_map_of_this_machine_is_lawful(walker: Walker) -> None:
 
 def steady(walker: Walker) -> tuple[dict[int, int], region.Walk]:
     """Return counters and state of one moment: the counters are the same before and after."""
-    while True:
+    for _ in range(1000):
         before = source.read_directmap().sizes
         walk = walker.walk()
         if source.read_directmap().sizes == before:
             return dict(before), walk
+    pytest.skip("the direct map changes here all the time")
 
 
 @dataclass

