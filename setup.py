@@ -1,7 +1,11 @@
-"""Build the C core. What the package is stands in pyproject.toml; what is compiled, in csrc/cffi_build.py."""
+"""Build the C core. What the package is stands in pyproject.toml; what is compiled, in csrc/cffi_build.py.
+
+With EXECMEM_WITHOUT_CORE=1 nothing is compiled: only what needs no core, ``execmem.directmap``, works then.
+"""
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -31,8 +35,11 @@ class BuildCore(build_ext):  # type: ignore[misc, unused-ignore]  # setuptools g
 # One wheel serves Python 3.10 and all later ones, free-threaded ones excepted: they have no stable ABI before 3.15.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
-setup(
-    cffi_modules=["csrc/cffi_build.py:ffibuilder"],
-    cmdclass={"build_ext": BuildCore},
-    options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if os.environ.get("EXECMEM_WITHOUT_CORE") == "1":
+    setup()
+else:
+    setup(
+        cffi_modules=["csrc/cffi_build.py:ffibuilder"],
+        cmdclass={"build_ext": BuildCore},
+        options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -17,53 +17,71 @@ each, with sizes summed and addresses as an array. ``execmem.seal`` (number of t
 state).
 """
 
-from execmem.domain import Block, Blocks, Domain, Stats, default_domain
-from execmem.errors import (
-    BlockBusyError,
-    BoundsError,
-    BrokenLawError,
-    BusyError,
-    ChangedError,
-    ClosedError,
-    DoubleFreeError,
-    EntryError,
-    ExecDeniedError,
-    ExecmemError,
-    ForkedError,
-    FreedAddressError,
-    InstructionError,
-    InteriorAddressError,
-    InvalidAddressError,
-    InvalidArgumentError,
-    LimitError,
-    MisalignedError,
-    OutOfMemoryError,
-    OutOfWindowError,
-    ReachError,
-    SealedError,
-    SystemCallError,
-    UnsupportedError,
-)
-from execmem.function import Function
-from execmem.hardening import ModeProbe, Policies, Probe, probe
-from execmem.memory import (
-    LIBC,
-    Info,
-    arch,
-    execmem_alloc,
-    execmem_alloc_many,
-    execmem_fill,
-    execmem_fill_many,
-    execmem_free,
-    execmem_free_many,
-    execmem_place_many,
-    find,
-    report_faults,
-    sync,
-)
-from execmem.patch import Hook, StaticCall, StaticKey
-from execmem.retire import Retirement, online, quiescent, retire_poll, retire_wait, retirement
-from execmem.site import encode, execmem_poke, execmem_poke_many
+from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or _find_spec("execmem._core"):
+    from execmem.domain import Block, Blocks, Domain, Stats, default_domain
+    from execmem.errors import (
+        BlockBusyError,
+        BoundsError,
+        BrokenLawError,
+        BusyError,
+        ChangedError,
+        ClosedError,
+        DoubleFreeError,
+        EntryError,
+        ExecDeniedError,
+        ExecmemError,
+        ForkedError,
+        FreedAddressError,
+        InstructionError,
+        InteriorAddressError,
+        InvalidAddressError,
+        InvalidArgumentError,
+        LimitError,
+        MisalignedError,
+        OutOfMemoryError,
+        OutOfWindowError,
+        ReachError,
+        SealedError,
+        SystemCallError,
+        UnsupportedError,
+    )
+    from execmem.function import Function
+    from execmem.hardening import ModeProbe, Policies, Probe, probe
+    from execmem.memory import (
+        LIBC,
+        Info,
+        arch,
+        execmem_alloc,
+        execmem_alloc_many,
+        execmem_fill,
+        execmem_fill_many,
+        execmem_free,
+        execmem_free_many,
+        execmem_place_many,
+        find,
+        report_faults,
+        sync,
+    )
+    from execmem.patch import Hook, StaticCall, StaticKey
+    from execmem.retire import Retirement, online, quiescent, retire_poll, retire_wait, retirement
+    from execmem.site import encode, execmem_poke, execmem_poke_many
+else:  # what needs no compiled core, such as execmem.directmap, can be imported all the same
+
+    def __getattr__(name: str) -> object:
+        """Refuse what needs the compiled core."""
+        if name not in __all__:
+            message = f"module 'execmem' has no attribute {name!r}"
+            raise AttributeError(message)
+        message = (
+            f"execmem.{name} needs the compiled core, which is missing: execmem was installed with "
+            "EXECMEM_WITHOUT_CORE=1, or its source tree was never built. Install it without that variable where there "
+            "is a C compiler: python -m pip install --force-reinstall execmem, or . in the source tree"
+        )
+        raise ImportError(message)
+
 
 __all__ = [
     "LIBC",

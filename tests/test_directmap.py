@@ -1,0 +1,101 @@
+"""directmap works where the compiled core is missing, and the front page says what is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import execmem
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "execmem", "examples")  # no csrc: nothing is compiled
+
+
+@pytest.fixture(scope="module")
+def without_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the package without its core and return the folder it can be imported from."""
+    pytest.importorskip("setuptools", reason="building the package needs setuptools")
+    tree = tmp_path_factory.mktemp("tree")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, tree / part)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build", "--build-lib", "out"],
+        cwd=tree,
+        env={**os.environ, "EXECMEM_WITHOUT_CORE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list((tree / "out").rglob("*.so"))
+    return tree / "out"
+
+
+# An editable install looks for every part of the package in its own tree, whatever folder the package came from.
+LEAVE_INSTALLED = (
+    "import sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in str(finder)]\n"
+)
+
+
+def run(folder: Path, program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LEAVE_INSTALLED + textwrap.dedent(program)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_module_can_be_imported_without_the_core(without_core: Path) -> None:
+    modules = sorted(path.stem for path in (without_core / "execmem" / "directmap").glob("*.py"))
+    assert {"__init__", "trace", "convert"} <= set(modules)
+    program = f"""
+        import importlib, sys
+        for name in {modules}:
+            importlib.import_module(f"execmem.directmap.{{name}}")
+        import execmem
+        from execmem import directmap
+        print(execmem.__file__, "execmem._core" in sys.modules, "cffi" in sys.modules)
+    """
+    assert run(without_core, program) == f"{without_core / 'execmem' / '__init__.py'} False False"
+
+
+def test_what_needs_the_core_says_so(without_core: Path) -> None:
+    program = """
+        import execmem
+        for name in execmem.__all__:
+            try:
+                getattr(execmem, name)
+            except ImportError as error:
+                assert f"execmem.{name} needs the compiled core" in str(error), error
+                assert "EXECMEM_WITHOUT_CORE=1" in str(error), error
+                assert "pip install" in str(error), error
+            else:
+                raise AssertionError(name)
+        try:
+            from execmem import Domain
+        except ImportError as error:
+            assert "execmem.Domain needs the compiled core" in str(error), error
+        else:
+            raise AssertionError
+        print(hasattr(execmem, "nothing"))
+    """
+    assert run(without_core, program) == "False"
+
+
+def test_the_front_page_is_whole_where_the_core_is() -> None:
+    assert all(name in vars(execmem) for name in execmem.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        execmem.nothing  # type: ignore[attr-defined]  # noqa: B018 - that it raises is the point
