@@ -519,7 +519,7 @@ class Trace:
         whole = rest == 0 and (rows == 0 or self._read(rows - 1, 1)["kind"][0] != Kind.NOTHING)
         return "closed" if whole else "cut off"
 
-    def follow(self, every: float = 0.1, stop: Callable[[], bool] = bool) -> Iterator[npt.NDArray[np.void]]:
+    def follow(self, every: float = 0.1, stop: Callable[[], bool] | None = None) -> Iterator[npt.NDArray[np.void]]:
         """Give new rows as they come, until the recorder ends, or `stop` returns true when there are none.
 
         Where it has nothing to give it looks again after `every` seconds.
@@ -531,7 +531,7 @@ class Trace:
             start += len(rows)
             if len(rows):
                 yield rows
-            elif ended or stop():
+            elif ended or (stop and stop()):
                 return
             else:
                 time.sleep(every)
