@@ -244,7 +244,7 @@ MODULES: Final = (
     *("directmap.convert", "directmap.record", "directmap.model", "directmap.replay", "directmap.lab"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
-    *("draw", "demo_code", "demo", "soak", "cli", "__main__"),
+    *("draw", "demo_code", "demo", "soak", "directmap_cli", "cli", "__main__"),
 )
 
 
@@ -539,6 +539,7 @@ BAD: Final[tuple[tuple[Rule, dict[str, str], str], ...]] = (
     (imports_point_down, {"execmem/ledger.py": "from execmem import domain\n"}, "imports domain"),
     (imports_point_down, {"execmem/memory.py": "from . import errors\n"}, "full name"),
     (imports_point_down, {"execmem/new.py": ""}, "on no floor"),
+    (imports_point_down, {"execmem/directmap/trace.py": "from execmem.directmap import record\n"}, "lies above"),
     (rooms_have_one_shape, {"arch/a/x.c": "", "arch/a/y.c": "", "arch/b/x.c": ""}, "arch/b/ lacks y.c"),
     (rooms_have_one_shape, {"arch/a/x.c": "", "arch/b/y.c": ""}, "is not in"),
     (
@@ -612,6 +613,7 @@ GOOD: Final[tuple[tuple[Rule, dict[str, str]], ...]] = (
         bookkeeping_is_pure,
         {"csrc/pack.c": "static int f(int *a)\n{\n\tstruct em_pack p = {0};\n\treturn a[0] = 1;\n}\n"},
     ),
+    (imports_point_down, {"execmem/directmap/record.py": "from execmem.directmap import trace\n"}),
     (imports_point_down, {"execmem/cli.py": "import execmem\nfrom execmem import demo\nimport execmem.draw\n"}),
     (
         architecture_names_every_file,
