@@ -3,6 +3,7 @@
     execmem demo      real machine code in 2 MB packs, every result checked
     execmem soak      minutes of threads, forks and refused system calls, every result and law checked
     execmem doctor    what works on this machine, and why what does not does not
+    execmem directmap the kernel's direct map: what it is now, what splits it, and who
 
 A command is two functions: one declares its options, one runs it and returns the exit code.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import execmem
-from execmem import demo, soak
+from execmem import demo, directmap_cli, soak
 from execmem.draw import Paint, tell_bytes, text_width
 
 if TYPE_CHECKING:
@@ -203,6 +204,10 @@ COMMANDS = (
         "work for minutes with threads, forks and refused system calls, and see that all holds",
         soak.add_arguments,
         soak.run,
+    ),
+    Command(
+        *("directmap", "show, record and explain the kernel's direct map"),
+        *(directmap_cli.add_arguments, directmap_cli.run),
     ),
     Command("doctor", "tell what works on this machine, and why what does not", doctor_arguments, doctor),
 )

@@ -46,7 +46,7 @@ def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtu
     assert ended.value.code == 0
     listed = capsys.readouterr().out
     for command in cli.COMMANDS:
-        assert re.search(rf"^ +{command.name} +{re.escape(command.summary[:20])}", listed, re.MULTILINE)
+        assert re.search(rf"^ +{command.name}\s+{re.escape(command.summary[:20])}", listed, re.MULTILINE)
         with pytest.raises(SystemExit) as ended:
             cli.main([command.name, "--help"])
         assert ended.value.code == 0

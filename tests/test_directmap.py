@@ -72,6 +72,14 @@ def test_every_module_can_be_imported_without_the_core(without_core: Path) -> No
     assert run(without_core, program) == f"{without_core / 'execmem' / '__init__.py'} False False"
 
 
+def test_the_commands_of_directmap_work_without_the_core(without_core: Path, tmp_path: Path) -> None:
+    program = f"""
+        from execmem import directmap_cli
+        raise SystemExit(directmap_cli.main(["record", {str(tmp_path / "a.trace")!r}, "--seconds", "0.01"]))
+    """
+    assert "rows" in run(without_core, program)
+
+
 def test_what_needs_the_core_says_so(without_core: Path) -> None:
     program = """
         import execmem

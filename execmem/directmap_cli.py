@@ -1,0 +1,408 @@
+"""directmap on the command line: what the kernel's direct map is now, what happens to it, and what has happened.
+
+    execmem directmap show              counters, an atlas of regions, and which sources can be read
+    execmem directmap record FILE       sample and listen into a trace, until Ctrl-C or for --seconds
+    execmem directmap report FILE       what a trace tells: code that came and went, splits and who did them
+
+Where the compiled core is missing the same runs as ``python -m execmem.directmap_cli show``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import select
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from execmem.directmap import convert, perf, record, region, source
+from execmem.directmap.source import NotAvailable
+from execmem.directmap.trace import Client, Kind, Texts, Trace, TraceError, Writer
+from execmem.draw import Paint, columns, tell_bytes, tell_time, text_width
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+SOURCES: Final = (*source.SOURCES, region.SOURCE, perf.SOURCE)
+TOP: Final = 10  # owners and reasons that a report lists
+
+
+def clean(text: str) -> str:
+    r"""Return a text that others wrote (names of processes and programs) without what a terminal would act on.
+
+    >>> print(clean("a" + chr(27) + "[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+# ---- show ----
+
+CELLS: Final = 64
+ROWS_MAX: Final = 24
+LETTERS: Final = {  # the worst state of its regions is what a cell shows, the last of these being the worst
+    region.State.ABSENT: (".", "no memory"),
+    region.State.GIGABYTE: ("G", "1 GB page"),
+    region.State.WHOLE: ("M", "2 MB page"),
+    region.State.UNIFORM: ("u", "split, uniform"),
+    region.State.MIXED: ("x", "split, mixed permissions"),
+    region.State.HOLED: ("o", "split, with holes"),
+}
+
+
+def draw_atlas(state: npt.NDArray[np.uint8], paint: Paint) -> list[str]:
+    """Return lines of 64 cells, each for as many regions as are needed to make it 24 lines at most, and a legend."""
+    each = 1
+    while len(state) > CELLS * ROWS_MAX * each:
+        each *= 2
+    order = np.array([list(LETTERS).index(known) for known in region.State], dtype=np.uint8)
+    padded = np.zeros(-(-len(state) // each) * each, dtype=np.uint8)
+    padded[: len(state)] = order[state]
+    cells = padded.reshape(-1, each).max(axis=1)
+    letters = [letter for letter, _ in LETTERS.values()]
+    lines = []
+    for start in range(0, len(cells), CELLS):
+        text = "".join(letters[cell] for cell in cells[start : start + CELLS].tolist())
+        for letter in "uxo":
+            text = text.replace(letter, f"\0{letter}")
+        text = "".join(
+            paint.bad(part[0]) + part[1:] if number else part for number, part in enumerate(text.split("\0"))
+        )
+        lines.append(f"{tell_bytes(start * each * record.HUGE):>9}  {text}")
+    present = [known for known in LETTERS if (state == known).any()]
+    legend = ", ".join(
+        f"{LETTERS[known][0]} {LETTERS[known][1]} ({int((state == known).sum()):,})" for known in present
+    )
+    return [*lines, *textwrap.wrap(f"a letter is {each * 2} MB, the worst of it: {legend}", text_width())]
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print what the direct map is now, as far as this user may know."""
+    root = Path("/")
+    counters: dict[str, int] = {}
+    for count in (record.count_directmap, record.count_splits, record.count_areas, record.count_unseen):
+        with contextlib.suppress(NotAvailable):  # told below, with the other sources
+            counters |= count(root)
+    walk = None
+    with contextlib.suppress(NotAvailable):
+        walk = region.walk()
+    missing = {one.name: one.missing() for one in SOURCES}
+    if options.json:
+        found = {
+            "machine": platform.machine(),
+            "kernel": platform.release(),
+            "counters": counters,
+            "regions": walk and {state.name.lower(): walk.count(state) for state in region.State},
+            "split_regions": walk and np.flatnonzero(np.isin(walk.state, region.SPLIT)).tolist(),
+            "sources": {name: "available" if why is None else str(why) for name, why in missing.items()},
+        }
+        print(json.dumps(found, indent=2))
+        return 0
+    paint, width = Paint.of(sys.stdout), text_width()
+    print(paint.head(f"direct map of Linux {platform.release()} {platform.machine()}"))
+    print(paint.rule(width))
+    for name, value in counters.items():
+        print(columns([name, tell_value(name, value)], [32, -16]))
+    print(paint.rule(width))
+    if walk:
+        print("\n".join(draw_atlas(walk.state, paint)))
+        print(paint.rule(width))
+    for one in SOURCES:
+        why = missing[one.name]
+        mark = paint.good("yes") if why is None else paint.bad("no ")
+        first, *more = textwrap.wrap(one.tells if why is None else clean(str(why)), width - 17)
+        print(f"{one.name:<12} {mark} {first}")
+        for line in more:
+            print(f"{'':<16} {line}")
+    return 0
+
+
+def tell_value(name: str, value: int) -> str:
+    """Return a counter as people read it: bytes, times or numbers, as its name says."""
+    if name.endswith("_bytes") or name.startswith("directmap_"):
+        return tell_bytes(value)
+    return tell_time(value / record.NS) if name.endswith("_ns") else f"{value:,}"
+
+
+# ---- record ----
+
+
+class Stop:
+    """Ctrl-C and SIGTERM end a wait and nothing else, so that what is being written is written to its end."""
+
+    def __init__(self) -> None:
+        """Begin with nobody having asked."""
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        """Take the signals."""
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Written to whichever thread gets the signal: numpy may have some.
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give them back."""
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._read)
+        os.close(self._write)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for so many seconds, or until somebody asks to stop; tell whether they did."""
+        end = time.monotonic() + seconds
+        while not self.asked and (left := end - time.monotonic()) > 0:
+            if select.select([self._read], [], [], left)[0]:
+                os.read(self._read, 4096)
+        return self.asked
+
+
+def run_record(options: argparse.Namespace) -> int:
+    """Record into a file until Ctrl-C or for a time; show on a terminal what has come so far."""
+    live = sys.stderr.isatty()
+    began = time.monotonic()
+    with Stop() as stop, record.open_means() as means:
+        sources = record.tell_sources(means)
+        for name, why in means.missing.items():
+            print(f"{name}: {clean(why)}", file=sys.stderr)
+        until = "Ctrl-C" if options.seconds is None else f"{options.seconds:g} s have gone, or Ctrl-C"
+        print(f"recording into {options.file} until {until}", file=sys.stderr, flush=True)
+        with Writer(options.file, {"sources": sources, "every": options.every}) as writer:
+            recorder = record.Recorder(writer, means)
+
+            def wait(seconds: float) -> bool:
+                if live:
+                    print(
+                        f"\r{time.monotonic() - began:8.0f} s  {tell_sums(recorder)}",
+                        end="",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                return stop.wait(seconds)
+
+            try:
+                recorder.run(seconds=options.seconds, every=options.every, wait=wait)
+            finally:
+                if live:
+                    print(file=sys.stderr)
+    print(f"{options.file}: {tell_sums(recorder)} in {tell_time(time.monotonic() - began)}")
+    return 0
+
+
+def tell_sums(recorder: record.Recorder) -> str:
+    """Return what has been recorded so far."""
+    return (
+        f"{recorder.writer.count:,} rows, {recorder.loads:,} loads, {recorder.unloads:,} unloads, "
+        f"{recorder.splits:,} splits, {recorder.joins:,} joins"
+    )
+
+
+# ---- report ----
+
+
+def summarise(trace: Trace) -> dict[str, Any]:
+    """Return what a trace tells, as a dictionary for JSON. About 0.3 us a row."""
+    rows = trace.rows()
+    texts = Texts(rows)
+    rows = rows[rows["kind"] != Kind.TEXT]
+    start = trace.header["start_ns"]
+    recorded = rows[rows["ns"] >= start]
+    return {
+        "kernel": trace.header["kernel"],
+        "machine": trace.header["machine"],
+        "state": trace.state(),
+        "rows": len(rows),
+        "seconds": round((int(recorded["ns"].max()) - start) / record.NS, 3) if len(recorded) else 0.0,
+        "sources": trace.header.get("sources"),
+        "counters": sum_counters(rows, texts),
+        "code": sum_code(rows, start),
+        "owners": sum_owners(rows[rows["ns"] >= start], texts),
+        "splits": sum_splits(rows, texts, start),
+    }
+
+
+def sum_counters(rows: npt.NDArray[np.void], texts: Texts) -> dict[str, dict[str, int]]:
+    """Return first and last value of each counter."""
+    samples = rows[rows["kind"] == Kind.SAMPLE]
+    numbers, first = np.unique(samples["name"], return_index=True)
+    last = len(samples) - 1 - np.unique(samples["name"][::-1], return_index=True)[1]
+    names = texts.take(numbers).tolist()
+    values = zip(names, samples["at"][first].tolist(), samples["at"][last].tolist(), strict=True)
+    return {name: {"first": begin, "last": end} for name, begin, end in values}
+
+
+def sum_code(rows: npt.NDArray[np.void], start: int) -> dict[str, dict[str, int]]:
+    """Return for each client how much code was there before, came and went: pieces and bytes."""
+    found = {}
+    clients = np.where(rows["client"] <= max(Client), rows["client"], Client.UNKNOWN)
+    for client in Client:
+        ours = rows[clients == client]
+        old = ours["ns"] < start
+        parts = {
+            "before": ours[(ours["kind"] == Kind.LOAD) & old],
+            "loads": ours[(ours["kind"] == Kind.LOAD) & ~old],
+            "unloads": ours[ours["kind"] == Kind.UNLOAD],
+        }
+        sums = {name: len(part) for name, part in parts.items()}
+        sums |= {f"{name}_bytes": int(part["size"].sum(dtype=np.uint64)) for name, part in parts.items()}
+        if sums["before"] or sums["loads"] or sums["unloads"]:
+            found[client.name.lower()] = sums
+    return found
+
+
+def sum_owners(rows: npt.NDArray[np.void], texts: Texts) -> list[dict[str, Any]]:
+    """Return who loaded how much, those first who loaded most pieces."""
+    loads = rows[rows["kind"] == Kind.LOAD]
+    numbers, place, counts = np.unique(loads["owner"], return_inverse=True, return_counts=True)
+    sizes = np.bincount(place, weights=loads["size"], minlength=len(numbers)).astype(np.int64)
+    names = texts.take(numbers).tolist()
+    order = np.argsort(-counts, kind="stable").tolist()
+    return [{"owner": names[at], "loads": int(counts[at]), "bytes": int(sizes[at])} for at in order]
+
+
+def sum_splits(rows: npt.NDArray[np.void], texts: Texts, start: int) -> list[dict[str, Any]]:
+    """Return splits and joins by who did them and why, those first that are most; when each was first, and where."""
+    events = rows[(rows["kind"] == Kind.SPLIT) | (rows["kind"] == Kind.JOIN)]
+    keys, place = np.unique(events[["kind", "size", "owner", "name"]], return_inverse=True)
+    counts = np.bincount(place, weights=events["id"], minlength=len(keys)).astype(np.int64)
+    found = []
+    for number in np.argsort(-counts, kind="stable").tolist():
+        ours = events[place == number]
+        key = keys[number]
+        found.append(
+            {
+                "kind": Kind(int(key["kind"])).name.lower(),
+                "size": int(key["size"]),
+                "count": int(counts[number]),
+                "owner": texts[key["owner"]] or None,
+                "why": texts[key["name"]],
+                "first_s": round((int(ours["ns"].min()) - start) / record.NS, 3),
+                "at": sorted(int(at) for at in ours["at"] if at),
+            }
+        )
+    return found
+
+
+def print_report(found: Mapping[str, Any]) -> None:
+    """Print what ``summarise`` found."""
+    paint, width = Paint.of(sys.stdout), text_width()
+    print(paint.head(clean(f"{found['seconds']:,} s of Linux {found['kernel'].split()[0]} {found['machine']}")))
+    print(f"{found['rows']:,} rows, the file is {found['state']}")
+    print(paint.rule(width))
+    print(columns(["counter", "first", "last", "change"], [32, -14, -14, -12]))
+    for name, values in found["counters"].items():
+        first, last = values["first"], values["last"]
+        change = f"{last - first:+,}" if last != first else ""
+        print(columns([clean(name), tell_value(name, first), tell_value(name, last), change], [32, -14, -14, -12]))
+    print(paint.rule(width))
+    for client, sums in found["code"].items():
+        parts = (
+            f"{sums[key]:,} {word} ({tell_bytes(sums[f'{key}_bytes'])})" for key, word in WORDS.items() if sums[key]
+        )
+        print(f"{client:<12} {', '.join(parts)}")
+    for one in found["owners"][:TOP]:
+        print(f"  {one['loads']:>8,} loads, {tell_bytes(one['bytes']):>9}  {clean(one['owner']) or 'not known'}")
+    if len(found["owners"]) > TOP:
+        print(f"  and {len(found['owners']) - TOP:,} more owners")
+    print(paint.rule(width))
+    if not found["splits"]:
+        print(paint.good("nothing was split"))
+    for one in found["splits"][:TOP]:
+        what = f"{one['count']:,} x {tell_bytes(one['size'])} {one['kind']}"
+        owner = clean(one["owner"]) if one["owner"] else "unattributed"
+        print(f"{what:<22} {paint.bad(owner) if one['owner'] else owner}, first at {one['first_s']:,} s")
+        for line in textwrap.wrap(clean(one["why"]), width - 23):
+            print(f"{'':<22} {line}")
+    if len(found["splits"]) > TOP:
+        print(f"and {len(found['splits']) - TOP:,} more kinds: --json has them all")
+
+
+WORDS: Final = {"before": "there before", "loads": "came", "unloads": "went"}
+
+
+def report(options: argparse.Namespace) -> int:
+    """Print what a trace tells, or write it as CSV or Parquet."""
+    with Trace.open(options.file) as trace:
+        if options.csv:
+            with Path(options.csv).open("w", encoding="utf-8", newline="") as file:
+                convert.write_csv(trace.rows(), file)
+        if options.parquet:
+            convert.write_parquet(trace.rows(), options.parquet, trace.header)
+        found = summarise(trace)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_report(found)
+    return 0
+
+
+# ---- the commands ----
+
+
+def positive(text: str) -> float:
+    """Parse a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        message = f"{text!r} is not a number above 0"
+        raise argparse.ArgumentTypeError(message)
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``execmem directmap``."""
+    parser.epilog = "show and report take --json; each explains itself with --help"
+    names = parser.add_subparsers(dest="action", metavar="show|record|report", required=True)
+    one = names.add_parser("show", help="what the direct map is now, and what can be known here")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.set_defaults(act=show)
+    one = names.add_parser("record", help="record into a trace what happens, until Ctrl-C")
+    one.add_argument("file", metavar="FILE", help="a new file; it is whole whenever the recording ends, and however")
+    one.add_argument("--seconds", type=positive, metavar="N", help="end after so many seconds")
+    one.add_argument("--every", type=positive, default=1.0, metavar="S", help="seconds between samples (1)")
+    one.set_defaults(act=run_record)
+    one = names.add_parser("report", help="what a trace tells: code that came and went, splits and suspects")
+    one.add_argument("file", metavar="FILE", help="a trace; also one that is being recorded")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument("--csv", metavar="OUT", help="write all rows as CSV too")
+    one.add_argument("--parquet", metavar="OUT", help="write all rows as Parquet too; needs pyarrow")
+    one.set_defaults(act=report)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command that was asked for; what goes wrong outside is one line."""
+    try:
+        code: int = options.act(options)
+    except BrokenPipeError:
+        raise
+    except (NotAvailable, TraceError, OSError, ImportError) as error:
+        print(f"execmem directmap {options.action}: {clean(str(error))}", file=sys.stderr)
+        return 1
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run without the rest of the command line, as where the compiled core is missing."""
+    parser = argparse.ArgumentParser(prog="python -m execmem.directmap_cli", description=__doc__.partition("\n")[0])
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
