@@ -312,6 +312,8 @@ def print_report(found: Mapping[str, Any]) -> None:
         change = f"{last - first:+,}" if last != first else ""
         print(columns([clean(name), tell_value(name, first), tell_value(name, last), change], [32, -14, -14, -12]))
     print(paint.rule(width))
+    if not found["code"]:
+        print("no code came or went")
     for client, sums in found["code"].items():
         parts = (
             f"{sums[key]:,} {word} ({tell_bytes(sums[f'{key}_bytes'])})" for key, word in WORDS.items() if sums[key]

@@ -130,6 +130,7 @@ def test_an_empty_trace_is_reported_too(tmp_path: Path, capsys: pytest.CaptureFi
     code, out, _ = run(capsys, "report", tmp_path / "a.trace")
     assert code == 0
     assert "nothing was split" in out
+    assert "no code came or went" in out
     code, out, _ = run(capsys, "report", tmp_path / "a.trace", "--json")
     assert json.loads(out)["splits"] == []
 

@@ -195,6 +195,36 @@ def test_joins_are_told(machine: Machine) -> None:
     assert (recorder.splits, recorder.joins) == (2, 1)
 
 
+def test_regions_that_were_split_after_they_were_counted_are_told_with_the_next_sample(machine: Machine) -> None:
+    machine.counters = {SPLITS: 5, "direct_map_level2_collapses": 0}
+    machine.split = {9 * HUGE}
+    recorder = machine.recorder()
+    recorder.sample()
+    machine.split = {HUGE, 2 * HUGE}  # both splits are there, and a join; one split was counted
+    machine.split_some(1)
+    recorder.sample()
+    machine.split_some(1)
+    machine.split_some(1, "direct_map_level2_collapses")
+    recorder.sample()
+    rows = [(row["kind"], row["at"], row["id"]) for row in machine.end() if row["kind"] != Kind.SAMPLE]
+    assert rows == [(Kind.SPLIT, HUGE, 1), (Kind.SPLIT, 2 * HUGE, 1), (Kind.JOIN, 9 * HUGE, 1)]
+
+
+def test_regions_that_no_counter_counts_are_not_told_for_others(machine: Machine) -> None:
+    recorder = machine.recorder()
+    recorder.sample()
+    machine.split = {HUGE, 2 * HUGE}  # a counter will never count the second
+    machine.split_some(1)
+    recorder.sample()
+    machine.now += S
+    recorder.sample()
+    machine.split |= {7 * HUGE}
+    machine.split_some(1)
+    recorder.sample()
+    rows = [(row["kind"], row["at"], row["id"]) for row in machine.end() if row["kind"] != Kind.SAMPLE]
+    assert rows == [(Kind.SPLIT, HUGE, 1), (Kind.SPLIT, 7 * HUGE, 1)]
+
+
 def test_old_kernels_are_told_by_what_is_mapped_small() -> None:
     def grow(before: int, now: int) -> list[Growth]:
         return find_growth({"directmap_4k": before * HUGE}, {"directmap_4k": now * HUGE})
@@ -326,14 +356,38 @@ def test_splits_without_end_do_not_cost_without_end(machine: Machine, monkeypatc
     cpu = [0]
     monkeypatch.setattr("execmem.directmap.record.time.thread_time_ns", lambda: cpu[0])
     machine.secrets = look  # type: ignore[method-assign]
+    machine.means.regions = lambda: set(range(0, machine.now // S * HUGE, HUGE))  # one more a second
     recorder = machine.recorder()
     for _ in range(50):
         machine.split_some()
         recorder.sample()
     assert 2 <= len(looks) - 1 <= 5  # the first look, and those that the loan and a minute's share pay
-    assert {row["name"] for row in machine.end() if row["kind"] == Kind.SPLIT} >= {
-        "not looked: so many splits that looking would cost more than its allowance"
+    splits = [row for row in machine.end() if row["kind"] == Kind.SPLIT]
+    assert "not looked: so many splits that looking would cost more than its allowance" in {
+        row["name"] for row in splits
     }
+    assert sum(row["id"] for row in splits) == 49  # the first sample has nothing to compare with
+    places = [row["at"] for row in splits]
+    assert places[0] == 101 * HUGE
+    assert places.count(0) > 40  # and none that was split in another window
+    assert len(set(places) - {0}) < 5
+
+
+def test_what_was_got_since_a_look_that_was_skipped_is_said_to_be(machine: Machine) -> None:
+    recorder = machine.recorder()
+    recorder.sample()
+    recorder._allowance.spend(LOAN * 2)
+    machine.split_some()
+    recorder.sample()
+    machine.secret = {1: Secret(1, 4096, Process(8, 5, "vault"))}
+    machine.now += 1000 * S
+    machine.split_some()
+    recorder.sample()
+    rows = [(row["owner"], row["name"]) for row in machine.end() if row["kind"] == Kind.SPLIT]
+    assert rows == [
+        ("", "not looked: so many splits that looking would cost more than its allowance"),
+        ("pid 8 vault", "it got secret memory (memfd_secret) since the last look"),
+    ]
 
 
 def test_processes_that_cannot_be_looked_at_are_told(machine: Machine) -> None:

@@ -183,7 +183,7 @@ class Growth(NamedTuple):
     pieces: int
 
 
-PROOF: Final = {  # counters of /proc/vmstat, since 5.11
+PROOF: Final = {  # counters of /proc/vmstat
     "direct_map_level2_splits": (Kind.SPLIT, HUGE),
     "direct_map_level3_splits": (Kind.SPLIT, GIANT),
     "direct_map_level2_collapses": (Kind.JOIN, HUGE),
@@ -221,6 +221,7 @@ class Modules:
         self._path = Path(root, "proc/modules")
         self._text = b""
         self._known: dict[str, tuple[int, int]] = {}
+        self._numbers: dict[str, int] = {}
         self._look()
 
     def _look(self) -> bool:
@@ -249,7 +250,8 @@ class Modules:
         ns = time.monotonic_ns()
 
         def tell(kind: Kind, name: str, size: int, at: int) -> Event:
-            return Event(kind, ns, at, size, 0, Client.MODULE, f"module {name}", name)
+            number = self._numbers.setdefault(name, len(self._numbers) + 1)
+            return Event(kind, ns, at, size, number, Client.MODULE, f"module {name}", name)
 
         gone = [tell(Kind.UNLOAD, name, *before[name]) for name in before if now.get(name) != before[name]]
         return gone + [tell(Kind.LOAD, name, *now[name]) for name in now if now[name] != before.get(name)]
@@ -348,7 +350,7 @@ class Recorder:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Look at what there is before anything is recorded."""
+        """Write what lives already, as far as it is known."""
         self.writer, self.means = writer, means
         self.values: dict[str, int] = {}
         self.loads = self.unloads = self.splits = self.joins = 0
@@ -361,8 +363,10 @@ class Recorder:
         # What lives, for who owned it when it goes.
         self._loaded = {(event.client, event.at or event.id): event for event in means.living}
         writer.add(means.living)
-        self._secrets = means.processes.secrets() if means.processes else {}
-        self._regions = means.regions() if means.regions else set()
+        self._secrets: dict[int, Secret] = {}
+        self._regions: set[int] = set()
+        self._early: set[int] = set()  # regions that the last walk saw split or joined and no counter has counted yet
+        self._skipped = False  # the last look at processes and page tables, for want of allowance
 
     def sample(self) -> None:
         """Read everything once and write what is new. About 0.1 ms where nothing happened."""
@@ -372,10 +376,16 @@ class Recorder:
         rows = self._listen()
         changed = [(name, value) for name, value in self.values.items() if before.get(name) != value]
         growth = find_growth(before, self.values) if before and changed else []
+        if changed and not before:
+            self._secrets = self.means.processes.secrets() if self.means.processes else {}
+            self._regions = self.means.regions() if self.means.regions else set()
         if growth:
             self._sleep(SETTLE)
             rows += self._listen()
             rows += self._explain(growth, now)
+        else:  # what was seen early and is not counted now is nothing that counters count
+            self._regions ^= self._early
+            self._early = set()
         self._recent = [event for event in self._recent if event.ns > now]
         rows += [Event(Kind.SAMPLE, now, value, name=name) for name, value in changed]
         if rows or now >= self._written + QUIET:
@@ -422,8 +432,10 @@ class Recorder:
 
     def _explain(self, growth: Sequence[Growth], now: int) -> list[Event]:
         """Return the rows of splits and joins, with who did them."""
-        self._alert = ALERT
-        culprit = self._find_culprit()
+        look = self._allowance.left
+        culprit = self._find_culprit(look=look)
+        places = self._find_places(growth) if look else {}
+        self._skipped = not look
         rows = []
         for kind, size, count in growth:
             if kind == Kind.SPLIT:
@@ -432,28 +444,38 @@ class Recorder:
             else:
                 self.joins += count
                 owner, why = "", "the kernel joins by itself, from 6.15 on"
-            places = self._find_places(kind, count) if size == HUGE else []
-            rows += [Event(kind, now, at, size, 1, owner=owner, name=why) for at in places]
-            if count > len(places):
-                rows.append(Event(kind, now, 0, size, count - len(places), owner=owner, name=why))
+            known = places.get(kind, []) if size == HUGE else []
+            rows += [Event(kind, now, at, size, 1, owner=owner, name=why) for at in known]
+            if count > len(known):
+                rows.append(Event(kind, now, 0, size, count - len(known), owner=owner, name=why))
         return rows
 
-    def _find_places(self, kind: Kind, count: int) -> list[int]:
-        """Return the offsets of at most `count` regions that are split, or joined, since the walk before."""
-        if self.means.regions is None or not self._allowance.left:
-            return []
+    def _find_places(self, growth: Sequence[Growth]) -> dict[Kind, list[int]]:
+        """Return the offsets of the regions that were split and joined, at most as many as were counted.
+
+        They are not known when the walk before was skipped: it cannot be told then what happened in which window.
+        """
+        if self.means.regions is None:
+            return {}
         before = self._regions
         try:
             self._regions = self.means.regions()
         except NotAvailable as error:
             self.means.missing["regions"] = str(error)
             self.means.regions = None
-            return []
-        was, now = (before, self._regions) if kind == Kind.SPLIT else (self._regions, before)
-        return sorted(now - was)[:count]
+            return {}
+        if self._skipped:
+            return {}
+        counts = {kind: count for kind, size, count in growth if size == HUGE}
+        split = sorted(self._regions - before)
+        joined = sorted(before - self._regions)
+        # What was split or joined after the counters were read is told with the next sample, if that counts it.
+        self._early = {*split[counts.get(Kind.SPLIT, 0) :], *joined[counts.get(Kind.JOIN, 0) :]}
+        self._regions ^= self._early
+        return {Kind.SPLIT: split[: counts.get(Kind.SPLIT, 0)], Kind.JOIN: joined[: counts.get(Kind.JOIN, 0)]}
 
-    def _find_culprit(self) -> Clue:
-        """Look who did what splits since the sample before."""
+    def _find_culprit(self, *, look: bool) -> Clue:
+        """Find out who did what splits since the sample before; `look`: also at processes."""
         strong = [
             Clue(event.owner, "it was loaded" if event.client == Client.MODULE else f"it loaded {event.name}")
             for event in self._recent
@@ -462,19 +484,22 @@ class Recorder:
         weak = [Clue(event.owner, f"its {event.name} was freed") for event in self._recent if event.kind == Kind.UNLOAD]
         processes = self.means.processes
         if processes is None:
-            return blame(
-                strong, weak, f"processes cannot be looked at: {self.means.missing.get('processes', 'not asked')}"
-            )
-        if not self._allowance.left:
+            return blame(strong, weak, f"processes cannot be looked at: {self.means.missing.get('processes', '')}")
+        if not look:
             return blame(strong, weak, "not looked: so many splits that looking would cost more than its allowance")
-        before, self._secrets = self._secrets, processes.secrets()
+        before = self._secrets
+        try:
+            self._secrets = processes.secrets()
+            young = [] if strong or weak else processes.started(self._since)
+        except NotAvailable as error:
+            return blame(strong, weak, f"processes cannot be looked at any more: {error}")
+        what = "it got secret memory (memfd_secret)" + " since the last look" * self._skipped
         for number, secret in self._secrets.items():
             if secret.resident > (before[number].resident if number in before else 0):
-                strong.append(Clue(str(secret.holder), "it got secret memory (memfd_secret)"))
+                strong.append(Clue(str(secret.holder), what))
         nobody = "nobody was seen to load code or get secret memory; classic BPF and the kernel itself are not seen"
         if processes.refused:
             nobody += "; not all processes may be looked into: run as root"
-        young = [] if strong or weak else processes.started(self._since)
         if young:
             nobody += f"; begun then: {', '.join(map(str, young[:NAMED]))}"
         return blame(strong, weak, nobody)
