@@ -336,12 +336,16 @@ def print_report(found: Mapping[str, Any]) -> None:
         print(f"and {len(found['splits']) - TOP:,} more kinds: --json has them all")
 
 
+LARGE: Final = 64 << 20
 WORDS: Final = {"before": "there before", "loads": "came", "unloads": "went"}
 
 
 def report(options: argparse.Namespace) -> int:
     """Print what a trace tells, or write it as CSV or Parquet."""
     with Trace.open(options.file) as trace:
+        size = Path(options.file).stat().st_size
+        if size > LARGE:
+            print(f"reading {tell_bytes(size)} of rows: some seconds, and five times as much memory", file=sys.stderr)
         if options.csv:
             with Path(options.csv).open("w", encoding="utf-8", newline="") as file:
                 convert.write_csv(trace.rows(), file)

@@ -574,7 +574,10 @@ def answer(child: subprocess.Popen[str], expected: str) -> None:
 
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "aarch64"}, reason="the number of memfd_secret is not known")
 def test_the_split_by_a_process_is_attributed_to_it(tmp_path: Path) -> None:
-    """Other processes that take secret memory in the same second would be suspects too."""
+    """It splits a region or two, which stay split until the machine is booted again: hence one page at a time.
+
+    Other processes that take secret memory in the same second would be suspects too.
+    """
     path, stop = tmp_path / "a.trace", threading.Event()
     with subprocess.Popen(
         [sys.executable, "-I", "-c", SPLITTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

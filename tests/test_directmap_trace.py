@@ -294,6 +294,20 @@ def test_a_file_whose_recorder_lives_is_told_from_one_that_was_cut_off(tmp_path:
     writer.close()
 
 
+def test_where_files_have_no_locks_traces_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("execmem.directmap.trace.fcntl.flock", refuse)
+    with Writer(tmp_path / "a.trace") as writer:
+        writer.append(samples(3))
+        with Trace.open(writer.path) as trace:
+            assert trace.state() == "recording"
+    with Trace.open(writer.path) as trace:
+        assert trace.state() == "closed"
+        assert np.array_equal(trace.rows(), samples(3))
+
+
 # ---- full disks ----
 
 

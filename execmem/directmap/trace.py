@@ -21,6 +21,7 @@ the format.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import fcntl
@@ -362,7 +363,8 @@ class Writer:
         self._start = 0  # number of its first row
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells readers that a recorder lives
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells readers that a recorder lives
             self._size = ROWS_AT
             self._grow()  # first: a file that ends where its rows begin would be taken for one closed with none
             os.pwrite(self._fd, line, 0)
@@ -436,7 +438,8 @@ class Writer:
             fd, self._fd = self._fd, -1
             try:
                 os.ftruncate(fd, ROWS_AT + self.count * EVENT.itemsize)
-                fcntl.flock(fd, fcntl.LOCK_UN)  # a mapping that somebody still holds would keep it locked
+                with contextlib.suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # a mapping that somebody still holds would keep it locked
             finally:
                 os.close(fd)
 
@@ -507,17 +510,23 @@ class Trace:
         return np.frombuffer(raw, dtype=EVENT, count=len(raw) // EVENT.itemsize)
 
     def state(self) -> str:
-        """Tell how the file stands: "recording", "closed", or "cut off" when its recorder was killed."""
+        """Tell how the file stands: "recording", "closed", or "cut off" when its recorder was killed.
+
+        Where the file system has no locks a file that was cut off is told to be recording.
+        """
+        unfinished = "cut off"
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         except BlockingIOError:
             return "recording"
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except OSError:
+            unfinished = "recording"
         # A recorder keeps the last row of its file blank until it closes it.
         size = os.fstat(self._fd).st_size - self.header["rows_at"]
         rows, rest = divmod(size, EVENT.itemsize)
         whole = rest == 0 and (rows == 0 or self._read(rows - 1, 1)["kind"][0] != Kind.NOTHING)
-        return "closed" if whole else "cut off"
+        return "closed" if whole else unfinished
 
     def follow(self, every: float = 0.1, stop: Callable[[], bool] | None = None) -> Iterator[npt.NDArray[np.void]]:
         """Give new rows as they come, until the recorder ends, or `stop` returns true when there are none.
