@@ -609,14 +609,14 @@ def find_living() -> list[Event]:
             Kind.LOAD,
             max(program.loaded_ns - asleep, 0),
             at or 0,
-            size,
+            size or 0,
             program.id,
             Client.BPF,
             f"uid {program.uid}",
             f"bpf_prog_{program.tag}_{program.name}".rstrip("_"),
         )
         for program in source.read_programs()
-        for at, size in program.functions or ((None, program.code or 0),)
+        for at, size in program.functions or ((None, program.code),)
     ]
 
 
