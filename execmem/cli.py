@@ -1,242 +1,92 @@
 """cli: what people run. One table names every command; a new one is a line in it.
 
-    execmem demo      real machine code in 2 MB packs, every result checked
-    execmem soak      minutes of threads, forks and refused system calls, every result and law checked
-    execmem doctor    what works on this machine, and why what does not does not
-    execmem directmap the kernel's direct map: what it is now, what splits it, and who
+    execmem demo       real machine code in 2 MB packs, every result checked
+    execmem soak       minutes of threads, forks and refused system calls, every result and law checked
+    execmem directmap  the kernel's direct map: what it is now, what splits it, and who
+    execmem doctor     what works on this machine, and why what does not does not
 
-A command is two functions: one declares its options, one runs it and returns the exit code.
+A command is a module with two functions: `add_arguments` declares its options, `run` runs it and returns the exit code.
+Only the one that was asked for is imported, so those that need no compiled core work where it is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.metadata
-import json
+import importlib
+import importlib.util
 import os
-import platform
 import sys
-import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import execmem
-from execmem import demo, directmap_cli, soak
-from execmem.draw import Paint, tell_bytes, text_width
+from execmem.draw import tell_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-TRIAL_BLOCK = 256 << 10
-TRIAL_BLOCKS = 32  # 8 MB: a few full packs, gone again in milliseconds
-HUGE_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
-BACKING_NOTES = {
-    "memfd": "a memfd",
-    "tmpfs": "an unlinked file in memory, for memfd_create is refused",
-    "disk": "an unlinked file on a disk, which code is written back to: memfd_create is refused, no tmpfs may be had",
-    "private": "private memory",
-}
 INTERRUPTED = 130  # what shells report for SIGINT
-
-
-# ---- doctor ----
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing doctor looked at; `good` is None for what is only told."""
-
-    topic: str
-    text: str
-    good: bool | None = None
-
-
-def find_modes(found: execmem.Probe) -> list[Finding]:
-    """Tell of every write mode whether it works, and who refused it."""
-    findings = []
-    for one in found.modes:
-        text = one.reason or f"{demo.MODE_NOTES[one.mode]} ({one.backing})"
-        findings.append(Finding(f"mode {one.mode}", f"[{one.policy}] {text}" if one.policy else text, one.works))
-    return findings
-
-
-def find_policies(policies: execmem.Policies) -> list[Finding]:
-    """Tell what this host has that may refuse, whether it did or not."""
-
-    def tell(value: object, words: str = "{}") -> str:
-        return "not available" if value is None else words.format(value)
-
-    def tell_limit(value: int | None) -> str:
-        return "none" if value is None else tell_bytes(value)
-
-    flags = {None: "not available", True: "yes", False: "no"}
-    limits = f"file size {tell_limit(policies.file_size)}, address space {tell_limit(policies.address_space)}"
-    label = f", this process: {policies.label}" if policies.label else ""
-    return [
-        Finding("PR_SET_MDWE", flags[policies.mdwe]),
-        Finding("seccomp", tell(policies.seccomp)),
-        Finding("memfd_noexec", tell(policies.memfd_noexec, "vm.memfd_noexec = {}")),
-        Finding("SELinux", tell(policies.selinux) + (label if policies.selinux != "off" else "")),
-        Finding("AppArmor", flags[policies.apparmor] + (label if policies.apparmor else "")),
-        Finding("/proc", "yes" if policies.proc else "no: statistics lack huge pages and mappings"),
-        Finding("limits", limits),
-    ]
-
-
-def find_trial() -> list[Finding]:
-    """Place 8 MB in a domain of its own and read what the kernel made of it."""
-    try:
-        with execmem.Domain("doctor") as domain:
-            blocks = domain.place_many([b"\0" * TRIAL_BLOCK] * TRIAL_BLOCKS)
-            stats = domain.stats()
-            del blocks
-    except execmem.ExecmemError as error:
-        return [Finding("default", f"no domain can be used: {error}", good=False)]
-    huge = f"{stats.huge_packs} of {stats.full_packs} full packs are one 2 MB entry"
-    if stats.huge_packs is None:
-        huge = f"not available without /proc; {stats.collapse_failures} of {stats.full_packs} collapses failed"
-    elif stats.huge_packs < stats.full_packs:
-        huge += f"; {stats.collapse_failures} collapses failed, the rest works on 4 KB pages"
-    return [
-        Finding("default", f"write mode {stats.write_mode}", good=True),
-        Finding("backing", BACKING_NOTES[stats.backing]),
-        Finding("2 MB pages", huge, None if stats.huge_packs is None else 0 < stats.full_packs == stats.huge_packs),
-        Finding("trial", f"{tell_bytes(stats.live_bytes)} placed, {tell_bytes(stats.resident_bytes)} resident"),
-    ]
-
-
-def find_sync(found: execmem.Probe) -> Finding:
-    """Tell whether other threads can be made to see new code."""
-    return Finding(
-        "sync", found.sync or "every thread can be made to see new code (membarrier)", good=found.sync is None
-    )
-
-
-def find_settings() -> list[Finding]:
-    """Read what the system says about huge pages; a file that is not there is not available."""
-    findings = []
-    for name in ("enabled", "shmem_enabled"):
-        text = "not available"
-        with contextlib.suppress(OSError):
-            words = (HUGE_SETTINGS / name).read_text(encoding="ascii").split()
-            text = next((word.strip("[]") for word in words if word.startswith("[")), text)
-        findings.append(Finding(f"thp {name.removesuffix('enabled').strip('_') or 'anon'}", text))
-    return findings
-
-
-def version() -> str:
-    """Return the version of the installed package."""
-    try:
-        return importlib.metadata.version("execmem")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def examine(found: execmem.Probe) -> list[Finding]:
-    """Return everything doctor finds. Cost: some ten milliseconds, most of them for the trial."""
-    forced = os.environ.get("EXECMEM_WRITE_MODE")
-    arch = execmem.arch()
-    system = f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}"
-    return [
-        Finding("execmem", version()),
-        Finding("system", system),
-        Finding("CPU room", arch if arch != "none" else f"none: {platform.machine()} is not supported", arch != "none"),
-        *find_modes(found),
-        *([Finding("forced", f"EXECMEM_WRITE_MODE={forced}, for the default domain")] if forced else []),
-        *find_trial(),
-        find_sync(found),
-        *find_policies(found.policies),
-        *find_settings(),
-    ]
-
-
-def usable(findings: Sequence[Finding]) -> bool:
-    """Tell whether execmem can be used: the trial of a default domain went well. Other things may be missing."""
-    return any(finding.topic == "default" and finding.good for finding in findings)
-
-
-def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``execmem doctor``."""
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-
-
-def doctor(options: argparse.Namespace) -> int:
-    """Print what works here; 0 when a domain can be opened and used."""
-    found = execmem.probe()
-    findings = examine(found)
-    good = usable(findings)
-    if options.json:
-        rows = [{"topic": finding.topic, "text": finding.text, "good": finding.good} for finding in findings]
-        print(json.dumps({"usable": good, "findings": rows, "probe": found.as_dict()}, indent=2))
-        return 0 if good else 1
-    paint = Paint.of(sys.stdout)
-    width = text_width()
-    print(paint.head("execmem doctor"))
-    print(paint.rule(width))
-    for finding in findings:
-        mark = {True: paint.good("yes"), False: paint.bad("no "), None: "   "}[finding.good]
-        first, *more = textwrap.wrap(finding.text, width - 19) or [""]
-        print(f"{finding.topic:<14} {mark} {first}")
-        for line in more:
-            print(f"{'':<18} {line}")
-    return 0 if good else 1
-
-
-# ---- the table of commands ----
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, one line about it, what declares its options and what runs it."""
+    """A command: its name, one line about it, and the module that has `add_arguments` and `run`."""
 
     name: str
     summary: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str
 
 
 COMMANDS = (
-    Command("demo", "place, call and free 100,000 functions of real machine code", demo.add_arguments, demo.run),
+    Command("demo", "place, call and free 100,000 functions of real machine code", "execmem.demo"),
     Command(
-        "soak",
-        "work for minutes with threads, forks and refused system calls, and see that all holds",
-        soak.add_arguments,
-        soak.run,
+        "soak", "work for minutes with threads, forks and refused system calls, and see that all holds", "execmem.soak"
     ),
-    Command(
-        *("directmap", "show, record and explain the kernel's direct map"),
-        *(directmap_cli.add_arguments, directmap_cli.run),
-    ),
-    Command("doctor", "tell what works on this machine, and why what does not", doctor_arguments, doctor),
+    Command("directmap", "show, record and explain the kernel's direct map", "execmem.directmap_cli"),
+    Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor"),
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands in the table."""
+def make_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Return the parser of all commands in the table; only the chosen one's options are declared."""
     parser = argparse.ArgumentParser(prog="execmem", description="Executable memory in 2 MB packs.")
-    parser.add_argument("--version", action="version", version=f"execmem {version()}")
+    parser.add_argument("--version", action="version", version=f"execmem {tell_version()}")
     names = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         sub = names.add_parser(command.name, help=command.summary, description=f"{command.summary.capitalize()}.")
-        command.arguments(sub)
-        sub.set_defaults(run=command.run)
+        if command.name == chosen:
+            module = importlib.import_module(command.module)
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
     return parser
+
+
+def is_ours(error: OSError) -> bool:
+    """Tell whether an error is one of this package, whose text is for users."""
+    errors = sys.modules.get("execmem.errors")  # imported by a command that needs the core
+    return errors is not None and isinstance(error, errors.ExecmemError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 well, 1 not, 2 wrong usage."""
-    options = make_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = next((word for word in words if not word.startswith("-")), None)
     try:
+        options = make_parser(chosen).parse_args(words)
         code: int = options.run(options)
         sys.stdout.flush()
-    except execmem.ExecmemError as error:
-        print(f"execmem {options.command}: {error}", file=sys.stderr)
+    except ImportError as error:
+        if importlib.util.find_spec("execmem._core"):
+            raise
+        print(f"execmem {chosen}: it needs the compiled core: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if not is_ours(error):
+            raise
+        print(f"execmem {chosen}: {error}", file=sys.stderr)
         return 1
     return code

@@ -6,6 +6,7 @@ here prints, asks the kernel or imports the rest of the package.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ WIDTH_MIN, WIDTH_MAX = 76, 120
 def text_width() -> int:
     """Return how many columns a report takes: those of the terminal, within 76 and 120."""
     return min(max(shutil.get_terminal_size().columns, WIDTH_MIN), WIDTH_MAX)
+
+
+def tell_version() -> str:
+    """Return the version of the installed package."""
+    try:
+        return importlib.metadata.version("execmem")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @dataclass(frozen=True)

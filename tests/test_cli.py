@@ -8,12 +8,13 @@ import os
 import re
 import subprocess
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import execmem
-from execmem import cli
+from execmem import cli, doctor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,9 @@ def command_that(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fail", "fail", lambda _: None, fail),))
+    module = types.SimpleNamespace(add_arguments=lambda _: None, run=fail)
+    monkeypatch.setitem(sys.modules, "execmem.fail", module)
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fail", "fail", "execmem.fail"),))
 
 
 def test_an_error_of_the_core_is_one_line(run_child: Callable[..., str]) -> None:
@@ -177,8 +180,8 @@ def test_doctor_prints_a_line_for_each_finding(
 
 
 def test_doctor_wraps_a_long_reason(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = [cli.Finding("default", "why " * 60, good=False), cli.Finding("told", "")]
-    monkeypatch.setattr(cli, "examine", lambda _: findings)
+    findings = [doctor.Finding("default", "why " * 60, good=False), doctor.Finding("told", "")]
+    monkeypatch.setattr(doctor, "examine", lambda _: findings)
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(capsys, "doctor")
     assert code == 1
@@ -238,11 +241,11 @@ def test_doctor_runs_where_writable_memory_cannot_become_executable(run_child: C
 
 
 def test_what_the_system_does_not_tell_is_not_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "HUGE_SETTINGS", tmp_path)
+    monkeypatch.setattr(doctor, "HUGE_SETTINGS", tmp_path)
     (tmp_path / "enabled").write_text("always [madvise] never\n", encoding="ascii")
-    assert [finding.text for finding in cli.find_settings()] == ["madvise", "not available"]
+    assert [finding.text for finding in doctor.find_settings()] == ["madvise", "not available"]
 
 
 def test_a_forced_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECMEM_WRITE_MODE", "syscall")
-    assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in cli.examine(execmem.probe()))
+    assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in doctor.examine(execmem.probe()))

@@ -107,3 +107,21 @@ def test_the_front_page_is_whole_where_the_core_is() -> None:
     assert all(name in vars(execmem) for name in execmem.__all__)
     with pytest.raises(AttributeError, match="nothing"):
         execmem.nothing  # type: ignore[attr-defined]  # noqa: B018 - that it raises is the point
+
+
+def test_the_command_line_works_without_the_core(without_core: Path) -> None:
+    program = """
+        from execmem import cli
+        assert cli.main(["directmap", "show", "--json"]) == 0
+    """
+    assert '"sources"' in run(without_core, program)
+
+
+def test_a_command_that_needs_the_core_says_so(without_core: Path) -> None:
+    program = """
+        import contextlib, sys
+        from execmem import cli
+        with contextlib.redirect_stderr(sys.stdout):
+            assert cli.main(["doctor"]) == 1
+    """
+    assert run(without_core, program).startswith("execmem doctor: it needs the compiled core: ")

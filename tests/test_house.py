@@ -244,7 +244,7 @@ MODULES: Final = (
     *("directmap.convert", "directmap.record", "directmap.model", "directmap.replay", "directmap.lab"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
-    *("draw", "demo_code", "demo", "soak", "directmap_cli", "cli", "__main__"),
+    *("draw", "demo_code", "demo", "soak", "doctor", "directmap_cli", "cli", "__main__"),
 )
 
 
