@@ -9,6 +9,7 @@ import json
 import os
 import random
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -332,13 +333,17 @@ def test_a_client_of_a_later_version_is_unknown() -> None:
     assert ",load,unknown," in out.getvalue()
 
 
+def test_parquet_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"python -m pip install 'execmem\[parquet\]'"):
+        write_parquet(Lexicon().pack(STORY), tmp_path / "a.parquet", {})
+
+
+@pytest.mark.unsanitized  # its libraries are not ours
 def test_rows_are_written_as_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: the extra named parquet brings it")
     path = tmp_path / "a.parquet"
     rows = Lexicon().pack(STORY)
-    if importlib.util.find_spec("pyarrow") is None:
-        with pytest.raises(ImportError, match="python -m pip install pyarrow"):
-            write_parquet(rows, path, {})
-        pytest.skip("pyarrow is not installed")
     write_parquet(rows, path, {"kernel": "6.12"})
     table = importlib.import_module("pyarrow.parquet").read_table(path)
     assert json.loads(table.schema.metadata[b"execmem"]) == {"kernel": "6.12"}

@@ -301,7 +301,7 @@ def write_parquet(rows: npt.NDArray[np.void], path: str | os.PathLike[str], head
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        message = "Parquet is not available: pyarrow is not installed; python -m pip install pyarrow"
+        message = "Parquet is not available: pyarrow is not installed; python -m pip install 'execmem[parquet]'"
         raise ImportError(message) from error
     found = columns(rows)
     words = ("kind", "client", "owner", "name")
