@@ -241,7 +241,8 @@ def bookkeeping_is_pure(tree: Tree) -> list[str]:
 # Lowest first. A module may import what stands before it. "execmem" is the front page.
 MODULES: Final = (
     *("directmap.__init__", "directmap.trace", "directmap.source", "directmap.region", "directmap.perf"),
-    *("directmap.convert", "directmap.record", "directmap.model", "directmap.replay", "directmap.lab"),
+    *("directmap.convert", "directmap.record", "directmap.pages", "directmap.model", "directmap.policy"),
+    *("directmap.workload", "directmap.replay", "directmap.lab"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
     *("draw", "demo_code", "demo", "soak", "doctor", "directmap_cli", "cli", "__main__"),

@@ -1,0 +1,262 @@
+"""replay: one workload through one policy or all of them; what came of it as figures and a table.
+
+`compare` gives a row a policy, `table` the text. `predict` replays a run of the lab and sets its figures beside the
+measured ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from execmem.directmap import pages, policy
+from execmem.directmap.model import GIGA, KERNELS, Machine, Size
+from execmem.directmap.trace import Client, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from execmem.directmap.workload import Workload
+
+HOT: Final = 1024
+FLIPS: Final = 16  # random pages of a hog that come or go with a replacement; MemFree of the lab's runs shows as many
+MB_PAGES: Final = 256
+
+
+class Host(NamedTuple):
+    """Memory of a simulated machine, in pages of 4 KB; `buddyinfo`: the text its free lists begin with."""
+
+    free: int
+    total: int
+    buddyinfo: str = ""
+
+
+@dataclass
+class Result:
+    """What a policy made of a workload.
+
+    Regions are 2 MB pages of the direct map. `splits` counts how often one was split, `split_now` those that are split
+    at the end, `over_time` pairs of row and splits so far. Books are those of the moment with most live bytes: `held`
+    bytes of memory for `live` bytes of code, `waste` the difference by cause, `tlb` the TLB entries that run
+    `HOT` random images. `least` is the lower bound of regions split: see `lower_bound`.
+    """
+
+    policy: str
+    workload: str
+    splits: int = 0
+    splits_1g: int = 0
+    joins: int = 0
+    split_now: int = 0
+    least: int = 0
+    over_time: list[tuple[int, int]] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
+    mapped: dict[Size, int] = field(default_factory=dict)
+    live: int = 0
+    held: int = 0
+    waste: dict[str, int] = field(default_factory=dict)
+    tlb: int = 0
+
+    @property
+    def fragmentation(self) -> float:
+        """Bytes held for each live byte, at the peak."""
+        return self.held / self.live if self.live else 0.0
+
+
+def peak(workload: Workload) -> int:
+    """Return the row after which most bytes are live. Linear time."""
+    signs = np.where(workload.rows["kind"] == Kind.LOAD, 1, -1)
+    return int(np.argmax(np.cumsum(signs * workload.rows["size"].astype(np.int64))))
+
+
+def prepare(workload: Workload, kernel: str, host: Host) -> Machine:
+    """Return a machine with aged memory."""
+    machine = Machine(KERNELS[kernel], host.free, host.total)
+    if host.buddyinfo:
+        machine.memory.seed(host.buddyinfo, workload.seed)
+    ageing = workload.ageing
+    if ageing.frag:
+        machine.age_movable(ageing.frag, workload.seed)
+    if ageing.pfrag:
+        machine.age_unmovable(ageing.pfrag, ageing.keep_mb * MB_PAGES)
+    return machine
+
+
+class Hog:
+    """A program that holds memory and lets random pages of it come and go."""
+
+    def __init__(self, memory: pages.Memory, count: int, seed: int) -> None:
+        """Begin with none of the `count` pages."""
+        self._memory = memory
+        self._pages = [-1] * count
+        self._rng = np.random.default_rng(seed)
+
+    def step(self) -> None:
+        """Flip some pages."""
+        if not self._pages:
+            return
+        for at in self._rng.integers(0, len(self._pages), FLIPS).tolist():
+            if self._pages[at] < 0:
+                self._pages[at] = self._memory.take(0, pages.MOVABLE)
+            else:
+                self._memory.give(self._pages[at])
+                self._pages[at] = -1
+
+
+def run(workload: Workload, name: str, host: Host, *, kernel: str = "") -> Result:
+    """Replay a workload through one policy. Some 10 to 40 us a row.
+
+    The machine has the page allocator of the policy's own kernel, or of `kernel`.
+    """
+    plan = policy.POLICIES[name]
+    machine = prepare(workload, kernel or plan.kernel, host)
+    result = Result(name, workload.name, least=lower_bound(workload, machine))
+    loads = plan.build(machine)
+    hog = Hog(machine.memory, workload.hog_mb * MB_PAGES, workload.seed)
+    zero = machine.map.splits[Size.REGION]
+    marks = sorted(workload.marks, key=lambda mark: mark.at)
+    top, every = peak(workload), max(1, len(workload.rows) // 100)
+    columns = (workload.rows[column].tolist() for column in ("kind", "id", "size", "client"))
+    for at, (kind, number, size, client) in enumerate(zip(*columns, strict=True)):
+        while marks and marks[0].at <= at:
+            mark = marks.pop(0)
+            machine.memory.settle(mark.seconds)
+            result.steps[mark.name] = machine.map.splits[Size.REGION] - zero
+        if kind == Kind.LOAD:
+            loads.load(number, size, client)
+        else:
+            loads.unload(number)
+            hog.step()
+        if at % every == 0:
+            result.over_time.append((at, machine.map.splits[Size.REGION] - zero))
+        if at == top:
+            _look(result, loads, workload.seed)
+    for mark in marks:
+        machine.memory.settle(mark.seconds)
+        result.steps[mark.name] = machine.map.splits[Size.REGION] - zero
+    result.splits = machine.map.splits[Size.REGION] - zero
+    result.over_time.append((len(workload.rows), result.splits))
+    result.splits_1g = machine.map.splits[Size.GIGA]
+    result.joins = machine.map.joins[Size.REGION]
+    result.split_now = len(machine.map.split)
+    result.mapped = machine.map.bytes_by_size()
+    return result
+
+
+def _look(result: Result, loads: policy.Policy, seed: int) -> None:
+    """Note the books of this moment."""
+    result.live, result.held, result.waste = loads.live, loads.held, loads.waste()
+    keys = loads.keys()
+    chosen = np.random.default_rng(seed).permutation(len(keys))[:HOT]
+    result.tlb = loads.tlb_entries([keys[at] for at in chosen.tolist()])
+
+
+def lower_bound(workload: Workload, machine: Machine) -> int:
+    """Return how many regions any policy splits that neither moves memory nor leaves code writable.
+
+    Code that fills free regions whole splits none of them. What does not fit into these lies in regions that somebody
+    else uses too, so each of those is split. Headers and rounding are not counted, rodata of modules is.
+    """
+    rows = workload.rows
+    part = np.where(rows["client"] == Client.MODULE, 100 - policy.MODULE_PARTS[2], 100)
+    sizes = rows["size"].astype(np.int64) * part // 100
+    most = int(np.cumsum(np.where(rows["kind"] == Kind.LOAD, sizes, -sizes)).max(initial=0))
+    need = -(-most // pages.PAGE) - machine.memory.whole_regions() * pages.REGION
+    return max(0, -(-need // pages.REGION))
+
+
+def compare(workload: Workload, host: Host, names: Iterable[str] = tuple(policy.POLICIES)) -> list[Result]:
+    """Replay a workload through each policy."""
+    return [run(workload, name, host) for name in names]
+
+
+COLUMNS: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
+    ("policy", lambda row: row.policy),
+    ("splits", lambda row: f"{row.splits:,}"),
+    ("split now", lambda row: f"{row.split_now:,}"),
+    ("bound", lambda row: f"{row.least:,}"),
+    ("1 GB split", lambda row: f"{row.splits_1g:,}"),
+    ("4 KB MB", lambda row: f"{row.mapped[Size.PAGE] >> 20:,}"),
+    ("TLB", lambda row: f"{row.tlb:,}"),
+    ("live MB", lambda row: f"{row.live / 2**20:.1f}"),
+    ("held MB", lambda row: f"{row.held / 2**20:.1f}"),
+    ("held/live", lambda row: f"{row.fragmentation:.2f}"),
+    ("header KB", lambda row: f"{row.waste['header'] >> 10:,}"),
+    ("rounding KB", lambda row: f"{row.waste['rounding'] >> 10:,}"),
+    ("free KB", lambda row: f"{row.waste['free'] >> 10:,}"),
+)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return a row a policy as text, columns lined up."""
+    cells = [[head for head, _ in COLUMNS], *([tell(row) for _, tell in COLUMNS] for row in results)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if not column else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+# ---- model against lab ----
+
+LAB_POLICY: Final = {
+    "5.10": "page each, 5.10",
+    "6.1": "prog_pack, 6.1",
+    "6.12": "execmem, 6.12",
+    "7.2": "ROX cache, 7.2",
+}
+
+
+class Prediction(NamedTuple):
+    """Regions split at one step of a run of the lab."""
+
+    series: str
+    mem: str
+    args: str
+    step: str
+    measured: int
+    predicted: int
+
+    @property
+    def near(self) -> bool:
+        """Within one region or a fifth, whichever is larger."""
+        return abs(self.measured - self.predicted) <= max(1.0, 0.2 * self.measured)
+
+
+def lab_runs(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return the rows of the lab by run; each begins with the step "boot"."""
+    runs: list[list[Mapping[str, Any]]] = []
+    for row in rows:
+        if row["step"] == "boot":
+            runs.append([])
+        runs[-1].append(row)
+    return runs
+
+
+def regions_split(row: Mapping[str, Any], boot: Mapping[str, Any]) -> int:
+    """Return the regions split since boot: the kernel's counter, or the change of DirectMap4k where it has none."""
+    if row["split2m"] >= 0:
+        return int(row["split2m"] - boot["split2m"])
+    return round((row["dm4k_kB"] - boot["dm4k_kB"]) / 2048)
+
+
+def predict(measured: Sequence[Mapping[str, Any]], workload: Workload) -> list[Prediction]:
+    """Replay a run of the lab from what it had free at boot; return its steps after ageing."""
+    boot = measured[0]
+    total = {"1G": GIGA, "4G": 4 * GIGA}[boot["mem"]]
+    result = run(workload, LAB_POLICY[boot["series"]], Host(boot["memfree_kB"] // 4, total))
+    return [
+        Prediction(
+            boot["series"],
+            boot["mem"],
+            boot["args"],
+            row["step"],
+            regions_split(row, boot),
+            result.steps.get(row["step"], 0),
+        )
+        for row in measured[1:]
+    ]
