@@ -75,18 +75,7 @@ class DirectMap:
     def protect(self, first: int, last: int, *, read_only: bool) -> int:
         """Change the permission of pages [first, last); return how many 2 MB pages that split. O(log extents)."""
         before = self.splits[Size.REGION]
-        at = max(0, self._extents.bisect_right(first) - 1)
-        touched: list[tuple[int, Extent]] = []
-        while at < len(self._extents):
-            start, extent = self._extents.peekitem(at)
-            if start >= last:
-                break
-            if extent.last > first and extent.size and extent.read_only != read_only:
-                touched.append((start, extent))
-            if extent.last >= last:
-                break
-            at += 1
-        for start, extent in touched:
+        for start, extent in self._different(first, last, read_only=read_only):
             low, high = max(start, first), min(extent.last, last)
             pieces = [(start, extent)]
             if low % extent.size or high % extent.size:
@@ -99,8 +88,23 @@ class DirectMap:
                     self._repaint(begin, piece, max(begin, low), min(piece.last, high), read_only=read_only)
         return self.splits[Size.REGION] - before
 
+    def _different(self, first: int, last: int, *, read_only: bool) -> list[tuple[int, Extent]]:
+        """Return the extents in [first, last) that have another permission."""
+        at = max(0, self._extents.bisect_right(first) - 1)
+        touched: list[tuple[int, Extent]] = []
+        while at < len(self._extents):
+            start, extent = self._extents.peekitem(at)
+            if start >= last:
+                break
+            if extent.last > first and extent.size and extent.read_only != read_only:
+                touched.append((start, extent))
+            if extent.last >= last:
+                break
+            at += 1
+        return touched
+
     def _repaint(self, start: int, extent: Extent, first: int, last: int, *, read_only: bool) -> None:
-        """Give [first, last) of one extent another permission; nothing is split. Joined with neighbours mapped alike."""
+        """Give [first, last) of one extent another permission; neighbours mapped alike become one extent."""
         new = Extent(last, extent.size, read_only)
         if last < extent.last:
             self._extents[last] = extent

@@ -68,7 +68,8 @@ class Pack:
         self.limit = len(self.taken) - self.used
 
 
-class Held(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Held:
     """Memory of one part of an image."""
 
     pack: Pack | None  # none: an area of its own

@@ -240,8 +240,8 @@ def lab_runs(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
 def regions_split(row: Mapping[str, Any], boot: Mapping[str, Any]) -> int:
     """Return the regions split since boot: the kernel's counter, or the change of DirectMap4k where it has none."""
     if row["split2m"] >= 0:
-        return int(row["split2m"] - boot["split2m"])
-    return round((row["dm4k_kB"] - boot["dm4k_kB"]) / 2048)
+        return int(row["split2m"]) - int(boot["split2m"])
+    return round((int(row["dm4k_kB"]) - int(boot["dm4k_kB"])) / 2048)
 
 
 def predict(measured: Sequence[Mapping[str, Any]], workload: Workload) -> list[Prediction]:
