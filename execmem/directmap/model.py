@@ -253,23 +253,43 @@ class SlabCache:
         self._objects = objects
         self._keep = keep
         self._free: dict[int, int] = {}  # slab -> free objects, for those that have any
+        self._small: dict[int, int] = {}  # slab -> its order, where there was no block of the usual one
 
     def take(self) -> int:
         """Return the slab that gave an object: the one used last that has any left, or a new one."""
-        slab = next(reversed(self._free)) if self._free else self._memory.take(self._order)
-        left = self._free.get(slab, self._objects) - 1
+        slab = next(reversed(self._free)) if self._free else self._make()
+        left = self._free.get(slab, self._size(slab)) - 1
         if left:
             self._free[slab] = left
         else:
             del self._free[slab]
         return slab
 
+    def _size(self, slab: int) -> int:
+        """Return how many objects a slab has."""
+        return max(1, self._objects >> self._order - self._small.get(slab, self._order))
+
+    def _make(self) -> int:
+        """Take a new slab, a smaller one where there is none of the usual order."""
+        for order in range(self._order, 0, -1):
+            try:
+                slab = self._memory.take(order)
+            except pages.OutOfMemoryError:
+                continue
+            break
+        else:
+            slab, order = self._memory.take(), 0
+        if order < self._order:
+            self._small[slab] = order
+        self._free[slab] = self._size(slab)
+        return slab
+
     def give(self, slab: int) -> None:
         """Give an object back."""
         left = self._free.get(slab, 0) + 1
-        if left == self._objects and len(self._free) > self._keep:
-            del self._free[slab]
-            self._memory.give(slab, self._order)
+        if left == self._size(slab) and len(self._free) > self._keep:
+            self._free.pop(slab, None)
+            self._memory.give(slab, self._small.pop(slab, self._order))
         else:
             self._free[slab] = left
 
@@ -401,6 +421,35 @@ class Machine:
                 self.take_virtual((1 << size) + 1)
                 return best, best + (1 << size)
         return None
+
+    def take_steered(self, count: int) -> list[tuple[int, int]]:
+        """Return runs of `count` single pages that split few regions.
+
+        Sixteen times as many are looked at: those of regions split already are kept first, then those of which a region
+        has most.
+        """
+        seen: list[int] = []
+        try:
+            while len(seen) < STEERING * count:
+                seen.append(self.memory.take())
+        except pages.OutOfMemoryError:
+            if len(seen) < count:
+                self.memory.give_many(reversed(seen))
+                raise
+        regions = Counter(page >> REGION_ORDER for page in seen)
+        ranked = sorted(
+            seen, key=lambda page: (page >> REGION_ORDER not in self.map.split, -regions[page >> REGION_ORDER], page)
+        )
+        kept = set(ranked[:count])
+        self.memory.give_many(page for page in reversed(seen) if page not in kept)
+        self.take_virtual(count + 1)
+        runs: list[tuple[int, int]] = []
+        for page in sorted(kept):
+            if runs and runs[-1][1] == page:
+                runs[-1] = (runs[-1][0], page + 1)
+            else:
+                runs.append((page, page + 1))
+        return runs
 
     def protect(self, runs: Sequence[tuple[int, int]], *, read_only: bool, huge: bool = False) -> int:
         """Change the permission of runs in the direct map; return how many 2 MB pages that split.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 64
 PACK: Final = REGION * PAGE
+SMALL: Final = 64  # pages of a pack where there is no 2 MB
 PROGRAMS: Final = frozenset({Client.BPF, Client.CLASSIC, Client.UNKNOWN})
 MODULE_PARTS: Final = (50, 20, 30)  # of a hundred bytes of a module: text, rodata, data
 
@@ -65,7 +66,7 @@ class Pack:
         self.taken[first : first + count] = bytes(count)
         self.used -= count
         self.lowest = min(self.lowest, first)
-        self.limit = len(self.taken) - self.used
+        self.limit = min(len(self.taken) - self.used, 2 * self.limit + count)  # it may have joined two runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,9 @@ class Rule:
 
     `huge`: asks for an aligned 2 MB block and maps it with one page. `rewrite`: each part is made writable and
     read-only again when it is loaded and when it is freed. `fullest`: the fullest pack that has room, else the oldest.
-    `steer`: takes smaller blocks where there is no 2 MB, in regions split already where it can, and joins regions.
+    `order`: what asks for blocks asks for 2**order pages.
+    `steer`: prefers blocks in regions split already, makes small packs of such pages where there is no block, and
+    joins regions.
     """
 
     chunk: int = CHUNK
@@ -133,6 +136,7 @@ class Rule:
     rewrite: bool = False
     fullest: bool = False
     steer: bool = False
+    order: int = REGION_ORDER  # of the pages of a pack
 
 
 class Packs:
@@ -163,7 +167,7 @@ class Packs:
 
     def take(self, size: int) -> Held:
         """Return chunks for a part."""
-        if size > PACK:
+        if size > PAGE << self._rule.order:
             return self._alone.take(size)
         count = -(-size // self._rule.chunk)
         packs = sorted(self._packs, key=lambda pack: -pack.used) if self._rule.fullest else self._packs
@@ -172,10 +176,8 @@ class Packs:
             if first is not None:
                 break
         else:
-            made = self._make(size)
-            if made is None:
-                return self._alone.take(size)
-            pack, first = made, made.take(count)
+            pack = self._make(size)
+            first = pack.take(count)
             if first is None:
                 message = f"a new pack of {pack.bytes} bytes has no room for {size}"
                 raise AssertionError(message)
@@ -201,13 +203,16 @@ class Packs:
             self._machine.give_pages(pack.runs)
             self._join(pack)
 
-    def _make(self, size: int) -> Pack | None:
-        """Make a pack with room for `size` bytes at least; none where no block is large enough."""
-        least = max(0, (-(-size // PAGE) - 1).bit_length()) if self._rule.steer else REGION_ORDER
-        block = self._machine.take_block(REGION_ORDER, least) if self._rule.huge or self._rule.steer else None
-        if block is None and self._rule.steer:
-            return None
-        runs = [block] if block else self._machine.take_pages(REGION)
+    def _make(self, size: int) -> Pack:
+        """Make a pack with room for `size` bytes at least."""
+        order, rule = self._rule.order, self._rule
+        block = self._machine.take_block(order, order) if rule.huge or rule.steer else None
+        if block:
+            runs = [block]
+        elif rule.steer:
+            runs = self._machine.take_steered(max(SMALL, -(-size // PAGE)))
+        else:
+            runs = self._machine.take_pages(1 << order)
         pack = Pack(runs, self._rule.chunk, huge=block is not None and block[1] - block[0] == REGION)
         if self._rule.read_only:
             self._machine.protect(runs, read_only=True, huge=pack.huge)
@@ -348,9 +353,9 @@ def _song(machine: Machine) -> Policy:
 
 
 def _ours(machine: Machine) -> Policy:
-    text, rodata, data = (
-        Packs(machine, Rule(read_only=read_only, fullest=True, steer=True)) for read_only in (True, True, False)
-    )
+    text, rodata = (Packs(machine, Rule(fullest=True, steer=True)) for _ in range(2))
+    # Data stays writable, which splits nothing: 128 KB at a time leave less free than 2 MB.
+    data = Packs(machine, Rule(read_only=False, fullest=True, steer=True, order=5))
     return Policy(machine, (text, rodata, data), (text, rodata, data), (text, rodata, data))
 
 
