@@ -209,7 +209,7 @@ class Packs:
         block = self._machine.take_block(order, order) if rule.huge or rule.steer else None
         if block:
             runs = [block]
-        elif rule.steer:
+        elif rule.steer and rule.read_only:
             runs = self._machine.take_steered(max(SMALL, -(-size // PAGE)))
         else:
             runs = self._machine.take_pages(1 << order)

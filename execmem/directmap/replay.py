@@ -156,13 +156,14 @@ def lower_bound(workload: Workload, machine: Machine) -> int:
     """Return how many regions any policy splits that neither moves memory nor leaves code writable.
 
     Code that fills free regions whole splits none of them. What does not fit into these lies in regions that somebody
-    else uses too, so each of those is split. Headers and rounding are not counted, rodata of modules is.
+    else uses too, so each of those is split. One pack fits into what boot mapped with 4 KB pages. Headers and rounding
+    are not counted, rodata of modules is.
     """
     rows = workload.rows
     part = np.where(rows["client"] == Client.MODULE, 100 - policy.MODULE_PARTS[2], 100)
     sizes = rows["size"].astype(np.int64) * part // 100
     most = int(np.cumsum(np.where(rows["kind"] == Kind.LOAD, sizes, -sizes)).max(initial=0))
-    need = -(-most // pages.PAGE) - machine.memory.whole_regions() * pages.REGION
+    need = -(-most // pages.PAGE) - (machine.memory.whole_regions() + 1) * pages.REGION
     return max(0, -(-need // pages.REGION))
 
 
