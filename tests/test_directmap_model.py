@@ -72,11 +72,10 @@ def test_regions_are_counted_from_sizes_where_a_kernel_has_no_counter() -> None:
 
 # ---- the page in docs ----
 
+MIXED: Final = workload.mixed([workload.tools(1_500), workload.cilium(60), workload.modules(150, 300)])
 SCENES: Final[dict[str, Callable[[], list[replay.Result]]]] = {
-    "mixed": lambda: replay.compare(workload.mixed([workload.tools(), workload.cilium(), workload.modules()]), FRESH),
-    "mixed-aged": lambda: replay.compare(
-        replace(workload.GENERATORS["mixed"](), ageing=workload.Ageing(pfrag=16, keep_mb=200)), SMALL
-    ),
+    "mixed": lambda: replay.compare(MIXED, FRESH),
+    "mixed-aged": lambda: replay.compare(replace(MIXED, ageing=workload.Ageing(pfrag=16, keep_mb=200)), SMALL),
     "cilium-no-blocks": lambda: replay.compare(
         replace(workload.cilium(), ageing=workload.Ageing(pfrag=4, keep_mb=20)), SMALL
     ),

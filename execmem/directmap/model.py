@@ -20,8 +20,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from sortedcontainers import SortedDict
 
-from execmem.directmap import pages
-from execmem.directmap.pages import MOVABLE, REGION, REGION_ORDER, UNMOVABLE
+from execmem.directmap.pages import (
+    MAX_ORDER,
+    MOVABLE,
+    PAGE,
+    REGION,
+    REGION_ORDER,
+    UNMOVABLE,
+    ListRule,
+    Memory,
+    OutOfMemoryError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,41 +99,39 @@ class DirectMap:
 
     def _different(self, first: int, last: int, *, read_only: bool) -> list[tuple[int, Extent]]:
         """Return the extents in [first, last) that have another permission."""
-        at = max(0, self._extents.bisect_right(first) - 1)
         touched: list[tuple[int, Extent]] = []
-        while at < len(self._extents):
-            start, extent = self._extents.peekitem(at)
-            if start >= last:
-                break
+        begin = next(self._extents.irange(maximum=first, reverse=True), first)
+        extent = self._extents.get(begin)
+        if extent is not None and extent.last >= last:  # nearly always
+            return [(begin, extent)] if extent.size and extent.read_only != read_only else touched
+        for start in self._extents.irange(begin, last, inclusive=(True, False)):
+            extent = self._extents[start]
             if extent.last > first and extent.size and extent.read_only != read_only:
                 touched.append((start, extent))
-            if extent.last >= last:
-                break
-            at += 1
         return touched
 
     def _repaint(self, start: int, extent: Extent, first: int, last: int, *, read_only: bool) -> None:
         """Give [first, last) of one extent another permission; neighbours mapped alike become one extent."""
-        new = Extent(last, extent.size, read_only)
+        size = extent.size
+        new = Extent(last, size, read_only)
         if last < extent.last:
             self._extents[last] = extent
         else:
             after = self._extents.get(last)
-            if after is not None and after[1:] == new[1:]:
+            if after is not None and after.size == size and after.read_only == read_only:
                 del self._extents[last]
                 new = after
         if first > start:
-            self._extents[start] = extent._replace(last=first)
+            self._extents[start] = Extent(first, size, extent.read_only)
             self._extents[first] = new
             return
-        at = self._extents.bisect_left(start) - 1
-        if at >= 0:
-            begin, before = self._extents.peekitem(at)
-            if before.last == start and before[1:] == new[1:]:
-                self._extents[begin] = new
-                del self._extents[start]
-                return
-        self._extents[start] = new
+        begin = next(self._extents.irange(maximum=start, inclusive=(True, False), reverse=True), None)
+        before = None if begin is None else self._extents[begin]
+        if before is not None and before == (start, size, read_only):
+            self._extents[begin] = new
+            del self._extents[start]
+        else:
+            self._extents[start] = new
 
     def _cut(
         self, piece: tuple[int, Extent], first: int, last: int, size: Size, below: Size
@@ -191,7 +198,7 @@ class DirectMap:
         found = dict.fromkeys((Size.PAGE, Size.REGION, Size.GIGA), 0)
         for start, extent in self._extents.items():
             if extent.size:
-                found[extent.size] += (extent.last - start) * pages.PAGE
+                found[extent.size] += (extent.last - start) * PAGE
         return found
 
     def check(self) -> str | None:
@@ -225,7 +232,7 @@ class Kernel:
     """
 
     name: str
-    rule: pages.ListRule
+    rule: ListRule
     slabs: tuple[tuple[int, int, int], ...]
     contiguous: bool = False
     areas: int = 1
@@ -235,10 +242,10 @@ _SLABS: Final = ((2, 8, 12), (0, 6, 200))
 KERNELS: Final = {
     kernel.name: kernel
     for kernel in (
-        Kernel("5.10", pages.ListRule(by_watermark=False, orders=1), ((1, 8, 12), (0, 6, 200)), areas=1),
-        Kernel("6.1", pages.ListRule(by_watermark=True, overflow=1 << 40), _SLABS),
-        Kernel("6.12", pages.ListRule(by_watermark=True, overflow=2016, decay=2016), _SLABS),
-        Kernel("7.2", pages.ListRule(by_watermark=True, overflow=2016, decay=2016), _SLABS, contiguous=True),
+        Kernel("5.10", ListRule(by_watermark=False, orders=1), ((1, 8, 12), (0, 6, 200)), areas=1),
+        Kernel("6.1", ListRule(by_watermark=True, overflow=1 << 40), _SLABS),
+        Kernel("6.12", ListRule(by_watermark=True, overflow=2016, decay=2016), _SLABS),
+        Kernel("7.2", ListRule(by_watermark=True, overflow=2016, decay=2016), _SLABS, contiguous=True),
     )
 }
 
@@ -246,7 +253,7 @@ KERNELS: Final = {
 class SlabCache:
     """Small objects of one size: which slab one comes from, and when a slab goes back to the page allocator."""
 
-    def __init__(self, memory: pages.Memory, order: int, objects: int, keep: int) -> None:
+    def __init__(self, memory: Memory, order: int, objects: int, keep: int) -> None:
         """Take slabs of 2**order pages with so many objects; keep up to `keep` of them that are not full."""
         self._memory = memory
         self._order = order
@@ -274,7 +281,7 @@ class SlabCache:
         for order in range(self._order, 0, -1):
             try:
                 slab = self._memory.take(order)
-            except pages.OutOfMemoryError:
+            except OutOfMemoryError:
                 continue
             break
         else:
@@ -338,7 +345,7 @@ class Machine:
         self.kernel = kernel
         zones, extents = zones_of(free, total)
         # Boot has left a region in part used, so the first programs meet an edge of a region soon.
-        self.memory = pages.Memory(zones, kernel.rule, used=300)
+        self.memory = Memory(zones, kernel.rule, used=300)
         self.map = DirectMap(extents)
         self._caches = [SlabCache(self.memory, *slab) for slab in kernel.slabs]
         self._virtual = 0  # pages of vmalloc space in use, and at most
@@ -373,12 +380,12 @@ class Machine:
         """Return the (first, last) runs of pages a vmalloc area of `count` pages gets."""
         self.take_virtual(count + 1)
         runs: list[tuple[int, int]] = []
-        order = min(pages.MAX_ORDER, count.bit_length() - 1) if self.kernel.contiguous else 0
+        order = min(MAX_ORDER, count.bit_length() - 1) if self.kernel.contiguous else 0
         while count:
             order = min(order, count.bit_length() - 1)
             try:
                 page = self.memory.take(order)
-            except pages.OutOfMemoryError:
+            except OutOfMemoryError:
                 if not order:
                     raise
                 order -= 1
@@ -412,7 +419,7 @@ class Machine:
             try:
                 while len(tried) < STEERING and (not tried or tried[-1] >> REGION_ORDER not in self.map.split):
                     tried.append(self.memory.take(size))
-            except pages.OutOfMemoryError:
+            except OutOfMemoryError:
                 pass  # fewer than sixteen: these will do
             if tried:
                 best = tried.pop() if tried[-1] >> REGION_ORDER in self.map.split else tried.pop(0)
@@ -432,7 +439,7 @@ class Machine:
         try:
             while len(seen) < STEERING * count:
                 seen.append(self.memory.take())
-        except pages.OutOfMemoryError:
+        except OutOfMemoryError:
             if len(seen) < count:
                 self.memory.give_many(reversed(seen))
                 raise

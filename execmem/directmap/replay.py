@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from execmem.directmap import pages, policy
 from execmem.directmap.model import GIGA, KERNELS, Machine, Size
+from execmem.directmap.pages import MOVABLE, PAGE, REGION, Memory
+from execmem.directmap.policy import MODULE_PARTS, POLICIES, Policy
 from execmem.directmap.trace import Client, Kind
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def prepare(workload: Workload, kernel: str, host: Host) -> Machine:
 class Hog:
     """A program that holds memory and lets random pages of it come and go."""
 
-    def __init__(self, memory: pages.Memory, count: int, seed: int) -> None:
+    def __init__(self, memory: Memory, count: int, seed: int) -> None:
         """Begin with none of the `count` pages."""
         self._memory = memory
         self._pages = [-1] * count
@@ -98,7 +99,7 @@ class Hog:
             return
         for at in self._rng.integers(0, len(self._pages), FLIPS).tolist():
             if self._pages[at] < 0:
-                self._pages[at] = self._memory.take(0, pages.MOVABLE)
+                self._pages[at] = self._memory.take(0, MOVABLE)
             else:
                 self._memory.give(self._pages[at])
                 self._pages[at] = -1
@@ -109,7 +110,7 @@ def run(workload: Workload, name: str, host: Host, *, kernel: str = "") -> Resul
 
     The machine has the page allocator of the policy's own kernel, or of `kernel`.
     """
-    plan = policy.POLICIES[name]
+    plan = POLICIES[name]
     machine = prepare(workload, kernel or plan.kernel, host)
     result = Result(name, workload.name, least=lower_bound(workload, machine))
     loads = plan.build(machine)
@@ -144,7 +145,7 @@ def run(workload: Workload, name: str, host: Host, *, kernel: str = "") -> Resul
     return result
 
 
-def _look(result: Result, loads: policy.Policy, seed: int) -> None:
+def _look(result: Result, loads: Policy, seed: int) -> None:
     """Note the books of this moment."""
     result.live, result.held, result.waste = loads.live, loads.held, loads.waste()
     keys = loads.keys()
@@ -160,14 +161,14 @@ def lower_bound(workload: Workload, machine: Machine) -> int:
     are not counted, rodata of modules is.
     """
     rows = workload.rows
-    part = np.where(rows["client"] == Client.MODULE, 100 - policy.MODULE_PARTS[2], 100)
+    part = np.where(rows["client"] == Client.MODULE, 100 - MODULE_PARTS[2], 100)
     sizes = rows["size"].astype(np.int64) * part // 100
     most = int(np.cumsum(np.where(rows["kind"] == Kind.LOAD, sizes, -sizes)).max(initial=0))
-    need = -(-most // pages.PAGE) - (machine.memory.whole_regions() + 1) * pages.REGION
-    return max(0, -(-need // pages.REGION))
+    need = -(-most // PAGE) - (machine.memory.whole_regions() + 1) * REGION
+    return max(0, -(-need // REGION))
 
 
-def compare(workload: Workload, host: Host, names: Iterable[str] = tuple(policy.POLICIES)) -> list[Result]:
+def compare(workload: Workload, host: Host, names: Iterable[str] = tuple(POLICIES)) -> list[Result]:
     """Replay a workload through each policy."""
     return [run(workload, name, host) for name in names]
 
