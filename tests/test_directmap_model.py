@@ -250,7 +250,7 @@ def test_a_gigabyte_splits_into_regions_and_joins_again() -> None:
 
 def test_memory_mapped_by_page_splits_a_region_that_is_changed_whole() -> None:
     machine = Machine(KERNELS["7.2"], 200_000, GIGA)
-    block = machine.take_block(9, 9)
+    block = machine.take_block(9, steer=False)
     assert block is not None
     assert machine.protect([block], read_only=True, huge=True) == 0
     machine.protect([block], read_only=False, huge=True)
@@ -292,6 +292,20 @@ def test_steering_takes_pages_of_regions_that_are_split_already() -> None:
     runs = machine.take_steered(64)
     assert {page // REGION for page, _ in runs} == {first // REGION}
     assert sum(last - begin for begin, last in runs) == 64
+
+
+def test_a_block_in_a_region_that_is_split_already_is_preferred() -> None:
+    machine = Machine(KERNELS["7.2"], 200_000, GIGA)
+    blocks = [machine.take_block(9, steer=False) for _ in range(8)]
+    assert blocks[5] is not None
+    machine.protect([(blocks[5][0], blocks[5][0] + 1)], read_only=True)
+    for block in blocks:
+        assert block is not None
+        machine.give_pages([block])
+    assert machine.take_block(9, steer=False) != blocks[5]
+    assert machine.take_block(9, steer=True) == blocks[5]
+    with pytest.raises(OutOfMemoryError):
+        machine.take_steered(10**6)
 
 
 def test_the_lower_bound_counts_what_does_not_fit_into_free_regions() -> None:

@@ -409,25 +409,25 @@ class Machine:
                 self.memory.give(at, order)
                 at += 1 << order
 
-    def take_block(self, order: int, least: int) -> tuple[int, int] | None:
-        """Return (first, last) of a block of up to 2**order pages, at least 2**least; none where there is none.
+    def take_block(self, order: int, *, steer: bool) -> tuple[int, int] | None:
+        """Return (first, last) of a block of 2**order pages; none where there is none.
 
-        The largest size there is; of sixteen blocks of that size one whose region is split already, where one is.
+        `steer`: sixteen are looked at, and one is taken whose region is split already, where there is such a one.
         """
-        for size in range(order, least - 1, -1):
-            tried: list[int] = []
-            try:
-                while len(tried) < STEERING and (not tried or tried[-1] >> REGION_ORDER not in self.map.split):
-                    tried.append(self.memory.take(size))
-            except OutOfMemoryError:
-                pass  # fewer than sixteen: these will do
-            if tried:
-                best = tried.pop() if tried[-1] >> REGION_ORDER in self.map.split else tried.pop(0)
-                for page in reversed(tried):
-                    self.memory.give(page, size)
-                self.take_virtual((1 << size) + 1)
-                return best, best + (1 << size)
-        return None
+        tried: list[int] = []
+        try:
+            while len(tried) < (STEERING if steer else 1):
+                tried.append(self.memory.take(order))
+                if tried[-1] >> REGION_ORDER in self.map.split:
+                    break
+        except OutOfMemoryError:
+            if not tried:
+                return None
+        best = tried.pop() if tried[-1] >> REGION_ORDER in self.map.split else tried.pop(0)
+        for page in reversed(tried):
+            self.memory.give(page, order)
+        self.take_virtual((1 << order) + 1)
+        return best, best + (1 << order)
 
     def take_steered(self, count: int) -> list[tuple[int, int]]:
         """Return runs of `count` single pages that split few regions.

@@ -220,10 +220,12 @@ class Zone:
                 self._unmovable.update(page >> REGION_ORDER for page in chosen)
             self._lists[kind][order] = dict.fromkeys(chosen)
             self.free += count << order
-            if order:  # the buddy of a free block is a used one, or is used in part
-                used = [page + half for page in used for half in (0, 1 << order - 1)][: 4 * sum(counts[:order]) + 2]
-                lower, upper = used[::2], used[1::2]
-                used = [*lower, *upper]
+            smaller = sum(counts[:order])
+            if smaller:  # the buddy of a free block is used, or used in part
+                parents = rng.sample(used, min(len(used), smaller))
+                halves = [rng.getrandbits(1) << order - 1 for _ in parents]
+                used = [page ^ half for page, half in zip(parents, halves, strict=True)]
+                used += [page ^ half ^ 1 << order - 1 for page, half in zip(parents, halves, strict=True)]
 
     def suits(self, order: int, kind: int) -> bool:
         """Tell whether a block can be had above the low watermark without mixing kinds in a pageblock."""

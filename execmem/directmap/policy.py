@@ -206,10 +206,11 @@ class Packs:
     def _make(self, size: int) -> Pack:
         """Make a pack with room for `size` bytes at least."""
         order, rule = self._rule.order, self._rule
-        block = self._machine.take_block(order, order) if rule.huge or rule.steer else None
+        steer = rule.steer and rule.read_only  # what stays writable splits nothing
+        block = self._machine.take_block(order, steer=steer) if rule.huge or rule.steer else None
         if block:
             runs = [block]
-        elif rule.steer and rule.read_only:
+        elif steer:
             runs = self._machine.take_steered(max(SMALL, -(-size // PAGE)))
         else:
             runs = self._machine.take_pages(1 << order)
