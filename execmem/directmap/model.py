@@ -3,7 +3,7 @@
     extents     [first ... last) of pages mapped alike: with 4 KB, 2 MB or 1 GB pages, read-only or not
     protect     the same permission again: nothing. A whole 2 MB page: rewritten in place. A part of it: split to 4 KB.
                 A part of a 1 GB page: split to 2 MB first
-    join        4 KB pages of a region, all there and all alike, become one 2 MB page; no kernel before 7.3 does it
+    join        4 KB pages of a region, all there and all alike, become one 2 MB page; no kernel of the lab ever did it
 
 `Kernel` holds what differs between kernels, one set of figures each, `KERNELS` those of the lab (docs/model.md says
 where each figure comes from). `Machine` is a kernel on memory: physical pages, direct map, and what a program takes
@@ -473,7 +473,7 @@ class Machine:
             split += self.map.protect(first, last, read_only=read_only)
         return split
 
-    # ---- ageing, as the lab does it ----
+    # ---- ageing, as the lab's counters suggest that it does it ----
 
     def age_movable(self, one_in: int, seed: int) -> None:
         """Fill 92 % of the free memory with movable pages, then give one random page in `one_in` back."""

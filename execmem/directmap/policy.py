@@ -336,7 +336,7 @@ def _prog_pack(machine: Machine) -> Policy:
 
 def _execmem(machine: Machine) -> Policy:
     text, data = Areas(machine, read_only=True), Areas(machine, read_only=False)
-    packs = Packs(machine, Rule(), boot=True)  # trampolines are in packs since 6.9
+    packs = Packs(machine, Rule(), boot=True)  # for trampolines too, by now
     return Policy(machine, (packs, text, data), (text, text, data), (packs, text, data))
 
 
