@@ -77,9 +77,9 @@ SCENES: Final[dict[str, Callable[[], list[replay.Result]]]] = {
     "mixed": lambda: replay.compare(MIXED, FRESH),
     "mixed-aged": lambda: replay.compare(replace(MIXED, ageing=workload.Ageing(pfrag=16, keep_mb=200)), SMALL),
     "cilium-no-blocks": lambda: replay.compare(
-        replace(workload.cilium(), ageing=workload.Ageing(pfrag=4, keep_mb=20)), SMALL
+        replace(workload.cilium(60), ageing=workload.Ageing(pfrag=4, keep_mb=6)), SMALL
     ),
-    "leak": lambda: replay.compare(workload.leak(10_000), FRESH),
+    "leak": lambda: replay.compare(workload.leak(5_000), FRESH),
     "tools": lambda: replay.compare(workload.tools(), FRESH),
 }
 RESULTS: Final[dict[str, list[replay.Result]]] = {}
