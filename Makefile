@@ -25,7 +25,7 @@ BUILD := build
 CORE := $(sort $(wildcard csrc/*.c arch/*.c arch/*/*.c csrc/*.S arch/*/*.S))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 C_SHARED := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] tests/emulate/*.c tests/fuzz/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
+C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] execmem/directmap/*.c tests/emulate/*.c tests/fuzz/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
 INPUTS := $(CORE) $(wildcard csrc/*.h arch/*.h arch/*/*.h) csrc/cffi_build.py setup.py pyproject.toml
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Icsrc -Iarch

@@ -242,7 +242,7 @@ def bookkeeping_is_pure(tree: Tree) -> list[str]:
 MODULES: Final = (
     *("directmap.__init__", "directmap.trace", "directmap.source", "directmap.region", "directmap.perf"),
     *("directmap.convert", "directmap.record", "directmap.pages", "directmap.model", "directmap.policy"),
-    *("directmap.workload", "directmap.replay", "directmap.lab"),
+    *("directmap.workload", "directmap.replay", "directmap.kernels", "directmap.lab", "directmap.lab_cli"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
     *("draw", "demo_code", "demo", "soak", "doctor", "directmap_cli", "cli", "__main__"),

@@ -29,11 +29,11 @@
 enum {
 	PAGE = 4096,
 	INSNS_LIMIT = 4096,
-	PIPE_PAGES = 256,    /* the most that a pipe may hold */
-	HOG_PAGES = 16,      /* looked at in each step of churn */
-	FILL_PERCENT = 92,   /* of the memory that is free, for frag= */
+	PIPE_PAGES = 256, /* the most that a pipe may hold */
+	HOG_PAGES = 16, /* looked at in each step of churn */
+	FILL_PERCENT = 92, /* of the memory that is free, for frag= */
 	FILES_LIMIT = 1 << 20,
-	SETTLE_HALF = 2,     /* seconds in which the kernel frees what was unloaded */
+	SETTLE_HALF = 2, /* seconds in which the kernel frees what was unloaded */
 	SETTLE_ALL = 3,
 	SETTLE_PIPES = 1,
 };
@@ -183,7 +183,7 @@ static void load(long slot)
 	attributes.prog_type = BPF_PROG_TYPE_SOCKET_FILTER;
 	attributes.insns = (uintptr_t)code;
 	attributes.insn_cnt = (uint32_t)count;
-	attributes.license = (uintptr_t) "MIT";
+	attributes.license = (uintptr_t)"MIT";
 	lab.files[slot] = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
 	if (lab.files[slot] < 0)
 		fail("a program of %ld instructions cannot be loaded, %ld are live: %s", count, lab.live, strerror(errno));
@@ -242,7 +242,7 @@ static void fragment_pipes(void)
 	static const char page[PAGE];
 	long room = read_counter("/proc/meminfo", "MemFree") - workload.keep * 1024;
 	long pipes = room / (PIPE_PAGES * PAGE / 1024) + 1;
-	int(*ends)[2] = calloc(pipes > 0 ? (size_t)pipes : 1, sizeof *ends);
+	int (*ends)[2] = calloc(pipes > 0 ? (size_t)pipes : 1, sizeof *ends);
 
 	if (pipes < workload.pfrag || !ends)
 		fail("keep=%ld leaves too little to fill: %ld kB are free", workload.keep, room + workload.keep * 1024);
