@@ -90,8 +90,8 @@ def cache() -> Path:
     given = os.environ.get("EXECMEM_LAB_CACHE")
     if given:
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "execmem" / "lab"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "execmem" / "lab"
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def expand_zstd(content: bytes, told: str) -> bytes:
     if not program:
         message = f"{told} is compressed with zstd, which needs Python 3.14 or the program zstd; install one of them"
         raise LabError(message)
-    done = subprocess.run([program, "-dc"], input=content, capture_output=True, check=False)
+    done = subprocess.run([program, "-dc"], input=content, capture_output=True, check=False)  # noqa: S603 - zstd
     if done.returncode:
         message = f"{told} is damaged: {done.stderr.decode(errors='replace').strip()}"
         raise LabError(message)

@@ -13,6 +13,7 @@ never outlives the generator that `Machine.run` returns.
 from __future__ import annotations
 
 import collections
+import contextlib
 import gzip
 import hashlib
 import json
@@ -31,7 +32,7 @@ from execmem.directmap import kernels
 from execmem.directmap.kernels import Kernel, LabError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     Row = dict[str, Any]
     Run = list[Row]
@@ -140,7 +141,7 @@ def read_workload(name: str) -> Workload:
     return Workload(text, "as given")
 
 
-# ---- the program that runs in the machine, and the files in memory: cpio's "newc" form, which Linux unpacks at boot ----
+# ---- the program that runs in the machine ----
 
 
 def compile_init() -> Path:
@@ -157,7 +158,7 @@ def compile_init() -> Path:
     try:
         made.parent.mkdir(parents=True, exist_ok=True)
         with kernels.replacing(made) as path:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - the compiler the user named, our own source
                 [*command, "-o", str(path), str(SOURCE)], capture_output=True, text=True, errors="replace", check=False
             )
             if done.returncode:
@@ -176,6 +177,9 @@ def compile_init() -> Path:
         message = f"{made} cannot be made: {error}; EXECMEM_LAB_CACHE names another folder"
         raise LabError(message) from error
     return made
+
+
+# ---- the files in memory: an archive in cpio's "newc" form, which Linux unpacks at boot ----
 
 
 def archive_entry(name: str, mode: int, content: bytes) -> bytes:
@@ -211,7 +215,9 @@ def find_qemu(name: str = QEMU) -> str:
 def tell_qemu(path: str) -> str:
     """Return the version that QEMU says it has."""
     try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=PROBE_PATIENCE)
+        done = subprocess.run(  # noqa: S603 - the emulator the user named
+            [path, "--version"], capture_output=True, text=True, check=False, timeout=PROBE_PATIENCE
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         message = f"{path} cannot be run: {error}"
         raise LabError(message) from error
@@ -226,10 +232,11 @@ def choose_accel(qemu: str, wanted: str = "auto") -> str:
     """
     if wanted != "auto" or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg" if wanted == "auto" else wanted
-    command = [qemu, *"-machine q35,accel=kvm -cpu host -nodefaults -display none -monitor stdio -S".split()]
+    command = [qemu, "-machine", "q35,accel=kvm", "-cpu", "host", "-nodefaults", "-S"]
+    command += ["-display", "none", "-monitor", "stdio"]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = subprocess.run(
+            done = subprocess.run(  # noqa: S603 - the emulator the user named
                 command, cwd=folder, input=b"quit\n", capture_output=True, check=False, timeout=PROBE_PATIENCE
             )
         except (OSError, subprocess.TimeoutExpired):
@@ -257,8 +264,9 @@ def read_row(text: str, memory: str, args: str) -> Row | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What boots: QEMU's path, how it runs code, its memory as QEMU writes it, and how long a run may take."""
+    """What boots: its first program, QEMU's path and way of running code, memory as QEMU writes it, patience."""
 
+    init: bytes
     qemu: str = QEMU
     accel: str = "tcg"
     memory: str = "1G"
@@ -273,14 +281,15 @@ class Machine:
             *("-append", "console=ttyS0 quiet panic=-1"),
         ]
 
-    def run(self, kernel: Kernel, init: bytes, text: str) -> Iterator[Row]:
+    def run(self, kernel: Kernel, text: str) -> Generator[Row, None, None]:
         """Boot a kernel with a workload and give each row as it comes. Cost: 7 to 300 s, mostly of another process."""
         console: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         try:
             with tempfile.TemporaryDirectory(prefix="execmem-lab-") as folder:
                 archive = Path(folder) / "initramfs"
-                archive.write_bytes(make_archive(init, text))
-                yield from self.read(self.lines(self.command(kernel.image, archive)), console, text)
+                archive.write_bytes(make_archive(self.init, text))
+                with contextlib.closing(self.lines(self.command(kernel.image, archive))) as lines:
+                    yield from self.read(lines, console, text)
         except LabError as error:
             why = str(error)
         except TimeoutError:
@@ -291,7 +300,7 @@ class Machine:
         message = f"{kernel.release or kernel.image}, {text}: {why}; the console's last lines:\n{tail}"
         raise LabError(message)
 
-    def read(self, lines: Iterator[str], console: collections.deque[str], text: str) -> Iterator[Row]:
+    def read(self, lines: Iterable[str], console: collections.deque[str], text: str) -> Iterator[Row]:
         """Give the rows among the lines of a console, which is left with the last of these."""
         count = 0
         for line in lines:
@@ -317,10 +326,10 @@ class Machine:
         message = f"the kernel panicked: {panic}" if panic else "the machine ended before its workload did"
         raise LabError(message)
 
-    def lines(self, command: Sequence[str]) -> Iterator[str]:
-        """Give what a machine prints, line by line; it is gone when this ends. Raises TimeoutError when it takes too long."""
+    def lines(self, command: Sequence[str]) -> Generator[str, None, None]:
+        """Give what a machine prints, line by line; it is gone when this ends. Raises TimeoutError when late."""
         try:
-            run = subprocess.Popen(
+            run = subprocess.Popen(  # noqa: S603 - the emulator the user named
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -379,20 +388,20 @@ def count_splits(run: Run) -> dict[str, int]:
 
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file of JSON lines."""
-    rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            row = json.loads(line)
-            if not isinstance(row, dict) or set(row) != set(FIELDS):
-                message = f"{path}:{number} is no row of the lab, which has the fields {', '.join(FIELDS)}"
-                raise LabError(message)
-            rows.append(row)
-    except ValueError as error:
-        message = f"{path}:{number} is not JSON: {error}" if "number" in locals() else f"{path} is no text: {error}"
-        raise LabError(message) from error
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         message = f"{path} cannot be read: {error}"
         raise LabError(message) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = None
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+        if not isinstance(row, dict) or set(row) != set(FIELDS):
+            message = f"{path}:{number} is no row of the lab, a JSON object of the fields {', '.join(FIELDS)}"
+            raise LabError(message)
+        rows.append(row)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import TextIO
 
+    from typing_extensions import Self
+
 TOLD_AFTER: Final = 2.0  # seconds: what takes less needs no progress
+TICK: Final = 1.0
 STEP: Final = "{:<14}{:>7}{:>12}{:>12}{:>8}{:>9}{:>9}{:>12}{:>8}"
 
 
@@ -40,7 +44,7 @@ class Progress:
         self.lock = threading.Lock()
         self.thread = threading.Thread(target=self.tick, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         """Begin to tell."""
         if self.live:
             self.thread.start()
@@ -55,7 +59,7 @@ class Progress:
 
     def tick(self) -> None:
         """Draw the line anew, each second."""
-        while not self.done.wait(1.0):
+        while not self.done.wait(TICK):
             with self.lock:
                 seconds = time.monotonic() - self.since
                 if self.text and seconds > TOLD_AFTER:
@@ -168,9 +172,9 @@ def run(options: argparse.Namespace) -> int:
     with Progress(sys.stderr, quiet=options.quiet) as progress:
         for kernel in found:
             for workload in workloads:
-                machine = lab.Machine(qemu, accel, options.memory or workload.memory, options.timeout)
+                machine = lab.Machine(init, qemu, accel, options.memory or workload.memory, options.timeout)
                 for _ in range(options.repeat):
-                    rows += run_one(machine, kernel, init, workload, progress, as_json=options.json)
+                    rows += run_one(machine, kernel, workload, progress, as_json=options.json)
                     if options.output:  # after each run, so that an end midway leaves the runs before it
                         lab.write_rows(options.output, rows)
     return 0
@@ -179,7 +183,6 @@ def run(options: argparse.Namespace) -> int:
 def run_one(
     machine: lab.Machine,
     kernel: kernels.Kernel,
-    init: bytes,
     workload: lab.Workload,
     progress: Progress,
     *,
@@ -194,13 +197,14 @@ def run_one(
     sys.stdout.flush()
     progress.begin(f"{name}, {workload.text}: booting")
     done: lab.Run = []
-    for row in machine.run(kernel, init, workload.text):
-        done.append(row)
-        progress.clear()
-        sys.stdout.write(lab.tell_row(row) if as_json else tell_step(done) + "\n")
-        sys.stdout.flush()
-        with progress.lock:
-            progress.text = f"{name}, {workload.text}: {row['step']} is done"
+    with contextlib.closing(machine.run(kernel, workload.text)) as rows:
+        for row in rows:
+            done.append(row)
+            progress.clear()
+            sys.stdout.write(lab.tell_row(row) if as_json else tell_step(done) + "\n")
+            sys.stdout.flush()
+            with progress.lock:
+                progress.text = f"{name}, {workload.text}: {row['step']} is done"
     if not as_json:
         sys.stdout.write("\n")
     return done
