@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SOURCE: Final = Path(__file__).with_name("lab_init.c")
 QEMU: Final = "qemu-system-x86_64"
-TAIL_LINES: Final = 12  # of the console, told when something went wrong
+TAIL_LINES: Final = 24  # of the console, told when something went wrong
 TOLD_COLUMNS: Final = 300
 LINE_LIMIT: Final = 1 << 16
 X86_64: Final = b"\x3e\x00"  # the machine, in the header of an ELF file

@@ -44,7 +44,7 @@ static struct {
 } workload = {.insns_min = 20, .insns_max = 219};
 
 static struct {
-	int *files; /* one a program, -1: none */
+	int *files; /* one for each live program */
 	long live, loads, unloads, printed;
 	struct timespec start;
 	unsigned char *hog, *held; /* the memory, and which of its pages */
@@ -169,11 +169,12 @@ static void print_count(const char *step, long count)
 
 /* ---- programs ---- */
 
-static void load(long slot)
+static int load(void)
 {
 	static struct bpf_insn code[INSNS_LIMIT];
 	long count = workload.insns_min + roll((uint32_t)(workload.insns_max - workload.insns_min + 1));
 	union bpf_attr attributes;
+	int file;
 
 	for (long i = 0; i < count; i++)
 		code[i] = (struct bpf_insn){.code = BPF_ALU64 | BPF_ADD | BPF_K, .imm = 1};
@@ -184,35 +185,38 @@ static void load(long slot)
 	attributes.insns = (uintptr_t)code;
 	attributes.insn_cnt = (uint32_t)count;
 	attributes.license = (uintptr_t)"MIT";
-	lab.files[slot] = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
-	if (lab.files[slot] < 0)
+	file = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attributes, sizeof attributes);
+	if (file < 0)
 		fail("a program of %ld instructions cannot be loaded, %ld are live: %s", count, lab.live, strerror(errno));
-	lab.live++;
 	lab.loads++;
+	return file;
 }
 
-static void unload(long slot)
+static void unload(int file)
 {
-	close(lab.files[slot]);
-	lab.files[slot] = -1;
-	lab.live--;
+	close(file);
 	lab.unloads++;
 }
 
-static void unload_all(long slots)
+static void load_up_to(long live)
 {
-	for (long slot = 0; slot < slots; slot++)
-		if (lab.files[slot] >= 0)
-			unload(slot);
-	sleep(SETTLE_ALL);
-	print_step("all_freed");
+	while (lab.live < live)
+		lab.files[lab.live++] = load();
 }
 
-static void load_missing(long slots)
+/* The last one takes the place of the one that goes: what is loaded next lies where somebody else was. */
+static void unload_one(long i)
 {
-	for (long slot = 0; slot < slots; slot++)
-		if (lab.files[slot] < 0)
-			load(slot);
+	unload(lab.files[i]);
+	lab.files[i] = lab.files[--lab.live];
+}
+
+static void unload_all(void)
+{
+	while (lab.live)
+		unload_one(lab.live - 1);
+	sleep(SETTLE_ALL);
+	print_step("all_freed");
 }
 
 /* ---- memory that is not fresh ---- */
@@ -299,26 +303,20 @@ static void run_ramp(void)
 	static const long stops[] = {1, 10, 50, 100, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 20000};
 	const long *stop = stops, *last = stops + sizeof stops / sizeof *stops;
 
-	for (long slot = 0; slot < workload.n; slot++) {
-		load(slot);
+	while (lab.live < workload.n) {
+		load_up_to(lab.live + 1);
 		if (stop < last && lab.live == *stop)
 			print_count("load", *stop++);
 	}
 	print_step("loaded");
-	for (long left = workload.n / 2; left > 0;) {
-		long slot = roll((uint32_t)workload.n);
-
-		if (lab.files[slot] >= 0) {
-			unload(slot);
-			left--;
-		}
-	}
+	while (lab.live > workload.n - workload.n / 2)
+		unload_one(roll((uint32_t)lab.live));
 	sleep(SETTLE_HALF);
 	print_step("half_freed");
-	load_missing(workload.n);
+	load_up_to(workload.n);
 	print_step("half_reloaded");
-	unload_all(workload.n);
-	load_missing(workload.n);
+	unload_all();
+	load_up_to(workload.n);
 	print_step("all_reloaded");
 }
 
@@ -328,19 +326,19 @@ static void run_churn(void)
 	static const long stops[] = {100, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
 	const long *stop = stops, *last = stops + sizeof stops / sizeof *stops;
 
-	load_missing(workload.live);
+	load_up_to(workload.live);
 	print_count("churn", 0);
 	for (long step = 1; step <= workload.steps; step++) {
-		long slot = roll((uint32_t)workload.live);
+		long i = roll((uint32_t)workload.live);
 
-		unload(slot);
-		load(slot);
+		unload(lab.files[i]);
+		lab.files[i] = load();
 		if (lab.hog)
 			stir_hog();
 		if (stop < last && step == *stop)
 			print_count("churn", *stop++);
 	}
-	unload_all(workload.live);
+	unload_all();
 }
 
 /* ---- the machine ---- */
@@ -391,7 +389,7 @@ static void prepare(void)
 {
 	const struct rlimit files = {FILES_LIMIT, FILES_LIMIT}, memory = {RLIM_INFINITY, RLIM_INFINITY};
 	int jit = open("/proc/sys/net/core/bpf_jit_enable", O_WRONLY);
-	long slots = workload.n > workload.live ? workload.n : workload.live;
+	long most = workload.n > workload.live ? workload.n : workload.live;
 
 	if (jit >= 0) { /* a kernel without the file has no interpreter, and always compiles */
 		if (write(jit, "1", 1) != 1)
@@ -400,10 +398,9 @@ static void prepare(void)
 	}
 	if (setrlimit(RLIMIT_NOFILE, &files) || setrlimit(RLIMIT_MEMLOCK, &memory))
 		fail("limits cannot be lifted: %s", strerror(errno));
-	lab.files = malloc((size_t)slots * sizeof *lab.files);
-	if (slots <= 0 || !lab.files)
+	lab.files = malloc((size_t)most * sizeof *lab.files);
+	if (most <= 0 || !lab.files)
 		fail("the workload wants no programs");
-	memset(lab.files, 0xff, (size_t)slots * sizeof *lab.files);
 }
 
 int main(void)
