@@ -278,7 +278,7 @@ class Machine:
             *(self.qemu, "-machine", f"q35,accel={self.accel}", "-cpu", "host" if self.accel == "kvm" else "max"),
             *("-m", self.memory, "-smp", "1", "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-display", "none", "-serial", "stdio", "-kernel", str(image), "-initrd", str(archive)),
-            *("-append", "console=ttyS0 quiet panic=-1"),
+            *("-append", "console=ttyS0 quiet panic=-1 nokaslr"),
         ]
 
     def run(self, kernel: Kernel, text: str) -> Generator[Row, None, None]:

@@ -55,7 +55,7 @@ class Progress:
         self.done.set()
         if self.live:
             self.thread.join()
-            self.clear()
+            self.say()
 
     def tick(self) -> None:
         """Draw the line anew, each second."""
@@ -66,12 +66,15 @@ class Progress:
                     self.stream.write(f"\r\x1b[K{self.text}, {seconds:.0f} s")
                     self.stream.flush()
 
-    def clear(self) -> None:
-        """Take the line away, for something else is printed."""
-        if self.live:
-            with self.lock:
+    def say(self, text: str = "", now: str = "") -> None:
+        """Print a text on stdout, the line out of its way; then tell that something else goes on."""
+        with self.lock:
+            if self.live:
                 self.stream.write("\r\x1b[K")
                 self.stream.flush()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self.text = now or self.text
 
     def begin(self, text: str) -> None:
         """Tell of something new that goes on."""
@@ -104,8 +107,7 @@ def fetch(options: argparse.Namespace) -> int:
     with Progress(sys.stderr, quiet=options.quiet) as progress:
         for name in series:
             kernel, new = kernels.fetch(name, progress.download, options.mirror)
-            progress.clear()
-            tell_kernel(kernel, "fetched" if new else "already there", as_json=options.json)
+            progress.say(tell_kernel(kernel, "fetched" if new else "already there", as_json=options.json))
         for path in options.deb:
             progress.begin(f"unpacking {path}")
             try:
@@ -115,31 +117,24 @@ def fetch(options: argparse.Namespace) -> int:
                 raise LabError(message) from error
             version = re.fullmatch(r"[^_]+_([^_]+)_[^_]+\.deb", path.name)
             kernel = kernels.keep(package, path.name, version[1] if version else "")
-            progress.clear()
-            tell_kernel(kernel, "unpacked", as_json=options.json)
+            progress.say(tell_kernel(kernel, "unpacked", as_json=options.json))
     return 0
 
 
-def tell_kernel(kernel: kernels.Kernel, what: str, *, as_json: bool) -> None:
-    """Print a kernel of the cache."""
+def tell_kernel(kernel: kernels.Kernel, what: str, *, as_json: bool) -> str:
+    """Return a line about a kernel of the cache."""
     if as_json:
-        facts = {**asdict(kernel), "image": str(kernel.image), "series": kernel.series}
-        sys.stdout.write(json.dumps(facts) + "\n")
-    else:
-        sys.stdout.write(f"{kernel.series:<6} {kernel.release:<32} {kernel.version:<14} {what}\n")
-    sys.stdout.flush()
+        return json.dumps({**asdict(kernel), "image": str(kernel.image), "series": kernel.series}) + "\n"
+    return f"{kernel.series:<6} {kernel.release:<32} {kernel.version:<14} {what}".rstrip() + "\n"
 
 
 def show(options: argparse.Namespace) -> int:
     """Print which kernels are there, which workloads there are, and what is missing."""
     found = kernels.cached()
+    lines = [tell_kernel(kernel, "", as_json=options.json) for kernel in found]
+    sys.stdout.write("".join(lines) if options.json else "".join([f"kernels in {kernels.cache()}\n", *lines]))
     if options.json:
-        for kernel in found:
-            tell_kernel(kernel, "", as_json=True)
         return 0
-    sys.stdout.write(f"kernels in {kernels.cache()}\n")
-    for kernel in found:
-        tell_kernel(kernel, "", as_json=False)
     lacking = sorted(set(kernels.SUITES) - {kernel.series for kernel in found} - {kernels.NEWEST}, key=kernels.order)
     if lacking:
         sys.stdout.write(f"not there: {', '.join(lacking)}; execmem lab fetch {' '.join(lacking)} downloads them\n")
@@ -200,11 +195,8 @@ def run_one(
     with contextlib.closing(machine.run(kernel, workload.text)) as rows:
         for row in rows:
             done.append(row)
-            progress.clear()
-            sys.stdout.write(lab.tell_row(row) if as_json else tell_step(done) + "\n")
-            sys.stdout.flush()
-            with progress.lock:
-                progress.text = f"{name}, {workload.text}: {row['step']} is done"
+            line = lab.tell_row(row) if as_json else tell_step(done) + "\n"
+            progress.say(line, f"{name}, {workload.text}: {row['step']} is done")
     if not as_json:
         sys.stdout.write("\n")
     return done
