@@ -82,14 +82,12 @@ def test_a_package_is_unpacked(name: str, squeeze: Callable[[bytes], bytes], pat
 
 def test_a_package_compressed_with_zstd_is_unpacked() -> None:
     zstd = shutil.which("zstd")
-    if not zstd and not importlib.util.find_spec("compression"):
-        pytest.skip("neither Python nor the system has zstd")
     tar = make_tar({f"./boot/vmlinuz-{RELEASE}": IMAGE})
     if not zstd:
         pytest.skip("the program zstd, which makes the package, is missing")
     packed = subprocess.run([zstd, "-c"], input=tar, capture_output=True, check=True).stdout
     assert kernels.unpack(make_ar(("data.tar.zst", packed)), "x.deb") == (RELEASE, IMAGE)
-    with pytest.raises(LabError, match=r"x\.deb.* damaged|x\.deb.* cannot be unpacked"):
+    with pytest.raises(LabError, match=r"x\.deb.* damaged"):
         kernels.unpack(make_ar(("data.tar.zst", packed[:-9])), "x.deb")
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import importlib
+import importlib.util
 import io
 import json
 import lzma
@@ -181,8 +181,13 @@ def members(package: bytes, told: str) -> Iterator[tuple[str, bytes]]:
 
 def expand_zstd(content: bytes, told: str) -> bytes:
     """Return what was compressed with zstd, as the packages of some derivatives of Debian are."""
-    with contextlib.suppress(ImportError):
-        expanded: bytes = importlib.import_module("compression.zstd").decompress(content)
+    if importlib.util.find_spec("compression"):
+        zstd = importlib.import_module("compression.zstd")
+        try:
+            expanded: bytes = zstd.decompress(content)
+        except zstd.ZstdError as error:
+            message = f"{told} is damaged: {error}"
+            raise LabError(message) from error
         return expanded
     program = shutil.which("zstd")
     if not program:
