@@ -254,6 +254,16 @@ def test_a_machine_that_hangs_is_ended(tmp_path: Path) -> None:
     assert is_gone(tmp_path)
 
 
+def test_a_disk_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path, __: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    qemu = make_qemu(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(LabError, match=r"files cannot be written: .*No space left .*TMPDIR names another folder"):
+        list(machine(qemu).run(Kernel(tmp_path / "vmlinuz", RELEASE), TEXT))
+
+
 def test_a_machine_is_gone_when_nobody_reads_on(tmp_path: Path) -> None:
     qemu = make_qemu(tmp_path, step("boot"), then="exec sleep 60")
     rows = machine(qemu).run(Kernel(tmp_path / "vmlinuz", RELEASE), TEXT)

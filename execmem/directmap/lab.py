@@ -294,6 +294,8 @@ class Machine:
             why = str(error)
         except TimeoutError:
             why = f"it took longer than {self.seconds:g} s (--timeout)"
+        except OSError as error:
+            why = f"the machine's files cannot be written: {error} (TMPDIR names another folder)"
         else:
             return
         tail = "\n".join(f"    {line}" for line in console) or "    nothing"
