@@ -370,6 +370,25 @@ def test_runs_before_a_failure_stay(ready: Path, capsys: pytest.CaptureFixture[s
     assert [row["step"] for row in lab.read_rows(ready / "rows")] == ["boot"]
 
 
+def test_a_kernel_that_panics_as_it_boots_is_booted_again(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = step("boot") + "\\n== end 1"
+    count = f"echo x >> {ready}/boots; [ $(wc -l < {ready}/boots) -lt $LIMIT ]"
+    qemu = make_script(ready / "qemu", f"if {count}; then echo 'Kernel panic - x'; exit 0; fi; printf '{good}\\n'")
+    options = ("run", "--kernel", "6.1", "--accel", "tcg", "--json", "--qemu", str(qemu))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMIT", "3")
+        code, out, err = run(capsys, *options)
+        assert (code, len(out.splitlines()), err.count("booting again")) == (0, 1, 2)
+        patch.setenv("LIMIT", "9")
+        code, out, err = run(capsys, *options)
+        assert (code, out, err.count("booting again")) == (1, "", 2)
+        assert err.count("the kernel panicked: Kernel panic - x") == 3
+    # Once a step has arrived, a panic is what the workload does.
+    late = make_qemu(ready, step("boot"), "Kernel panic - y")
+    code, out, err = run(capsys, *options[:-1], str(late))
+    assert (code, len(out.splitlines()), err.count("booting again")) == (1, 1, 0)
+
+
 def test_an_interrupt_ends_the_machine_and_leaves_no_file(ready: Path, cache: Path) -> None:
     places = {"TMPDIR": str(ready / "tmp"), "EXECMEM_LAB_CACHE": str(cache), "CC": str(ready / "cc")}
     (ready / "tmp").mkdir()
@@ -537,5 +556,11 @@ def test_an_earlier_program_found_the_same(measured: dict[tuple[str, str, str], 
             if ours:
                 compared += 1
                 apart = max(0, min(ours) - theirs, theirs - max(ours))
-                assert apart <= max(2, 0.12 * theirs), (key, step, ours, theirs)
+                # What is loaded again lies where chance has left free pages: docs/lab.md.
+                assert apart <= max(4 if step in {"all_reloaded", "end"} else 1, 0.1 * theirs), (
+                    key,
+                    step,
+                    ours,
+                    theirs,
+                )
     assert compared > 400

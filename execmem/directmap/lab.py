@@ -203,6 +203,10 @@ def make_archive(init: bytes, text: str) -> bytes:
 # ---- the machine ----
 
 
+class PanicError(LabError):
+    """The kernel in the machine stopped."""
+
+
 def find_qemu(name: str = QEMU) -> str:
     """Return the path of QEMU for x86-64."""
     path = shutil.which(name)
@@ -290,6 +294,8 @@ class Machine:
                 archive.write_bytes(make_archive(self.init, text))
                 with contextlib.closing(self.lines(self.command(kernel.image, archive))) as lines:
                     yield from self.read(lines, console, text)
+        except PanicError as error:
+            raise PanicError(self.tell(kernel, text, str(error), console)) from error
         except LabError as error:
             why = str(error)
         except TimeoutError:
@@ -298,15 +304,20 @@ class Machine:
             why = f"the machine's files cannot be written: {error} (TMPDIR names another folder)"
         else:
             return
+        raise LabError(self.tell(kernel, text, why, console))
+
+    def tell(self, kernel: Kernel, text: str, why: str, console: Iterable[str]) -> str:
+        """Return what went wrong with a run, and the end of its console."""
         tail = "\n".join(f"    {line}" for line in console) or "    nothing"
-        message = f"{kernel.release or kernel.image}, {text}: {why}; the console's last lines:\n{tail}"
-        raise LabError(message)
+        return f"{kernel.release or kernel.image}, {text}: {why}; the console's last lines:\n{tail}"
 
     def read(self, lines: Iterable[str], console: collections.deque[str], text: str) -> Iterator[Row]:
         """Give the rows among the lines of a console, which is left with the last of these."""
         count = 0
+        panic = ""
         for line in lines:
             console.append(clean(line)[:TOLD_COLUMNS])
+            panic = panic or (console[-1] if "Kernel panic" in line else "")
             _, mark, told = line.partition("== ")
             kind, _, told = told.partition(" ")
             if not mark or kind not in {"step", "error", "end"}:
@@ -324,8 +335,10 @@ class Machine:
             if kind == "end" and told == str(count):
                 return
             raise LabError(message)
-        panic = next((line for line in console if "Kernel panic" in line), "")
-        message = f"the kernel panicked: {panic}" if panic else "the machine ended before its workload did"
+        if panic:
+            message = f"the kernel panicked: {panic}"
+            raise PanicError(message)
+        message = "the machine ended before its workload did"
         raise LabError(message)
 
     def lines(self, command: Sequence[str]) -> Generator[str, None, None]:
