@@ -224,7 +224,7 @@ static void unload_all(void)
 /* Memory is filled with pages of a program, and one of each K given back: pages that the kernel may move. */
 static void fragment_movable(void)
 {
-	long pages = read_counter("/proc/meminfo", "MemAvailable") * FILL_PERCENT / 100 * 1024 / PAGE;
+	long pages = read_counter("/proc/meminfo", "MemFree") * FILL_PERCENT / 100 * 1024 / PAGE;
 	unsigned char *memory =
 		mmap(NULL, (size_t)pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
