@@ -522,7 +522,7 @@ def test_a_real_kernel_boots(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {row["kernel"] for row in rows} == {there[-1].release}
     assert all(row["dm4k_kB"] > 0 < row["dm2m_kB"] and row["memfree_kB"] > 0 for row in rows)
     if there[-1].series == "5.10":
-        assert [row["jit_areas"] for row in rows] == [1, 31, 31, 1, 1]
+        assert [row["jit_areas"] for row in rows if row["step"] in {"boot", "churn0", "end"}] == [1, 31, 1]
 
 
 # ---- what was measured ----
