@@ -44,7 +44,9 @@ COMMANDS = (
     ),
     Command("directmap", "show, record and explain the kernel's direct map", "execmem.directmap_cli"),
     Command(
-        "lab", "boot real kernels under QEMU and see what loading code does to their direct map", "execmem.directmap.lab_cli"
+        "lab",
+        "boot real kernels under QEMU and see what loading code does to their direct map",
+        "execmem.directmap.lab_cli",
     ),
     Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor"),
 )

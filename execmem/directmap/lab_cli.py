@@ -154,7 +154,7 @@ def show(options: argparse.Namespace) -> int:
 # ---- execmem lab run ----
 
 
-def run(options: argparse.Namespace) -> int:
+def run_kernels(options: argparse.Namespace) -> int:
     """Boot each kernel with each workload, print its steps, and write them to a file."""
     workloads = [lab.read_workload(name) for name in options.workload]
     found = [kernels.find(name) for name in options.kernel]
@@ -342,7 +342,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(act=act)
         return sub
 
-    add_run(add("run", run, "boot kernels with workloads and print the counters of each step"))
+    add_run(add("run", run_kernels, "boot kernels with workloads and print the counters of each step"))
     sub = add("fetch", fetch, "download Debian's kernels into the cache; nothing else downloads anything")
     sub.add_argument("series", nargs="*", help=f"{', '.join(kernels.SUITES)} (that of sid), or all")
     sub.add_argument("--mirror", metavar="URL", help=f"of Debian ({kernels.MIRROR})")
@@ -358,7 +358,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the steps as JSON lines")
 
 
-def run_command(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run ``execmem lab`` and return its exit code; 1 with a line that says why, when it cannot do what it is told."""
     try:
         code: int = options.act(options)
