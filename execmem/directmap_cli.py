@@ -309,7 +309,7 @@ def print_report(found: Mapping[str, Any]) -> None:
     print(columns(["counter", "first", "last", "change"], [32, -14, -14, -12]))
     for name, values in found["counters"].items():
         first, last = values["first"], values["last"]
-        change = f"{last - first:+,}" if last != first else ""
+        change = ("+" if last > first else "-") + tell_value(name, abs(last - first)) if last != first else ""
         print(columns([clean(name), tell_value(name, first), tell_value(name, last), change], [32, -14, -14, -12]))
     print(paint.rule(width))
     if not found["code"]:
