@@ -3,6 +3,7 @@
     execmem demo       real machine code in 2 MB packs, every result checked
     execmem soak       minutes of threads, forks and refused system calls, every result and law checked
     execmem directmap  the kernel's direct map: what it is now, what splits it, and who
+    execmem replay     what other allocators would have made of a trace
     execmem lab        what real kernels, booted under QEMU, do to their direct map
     execmem doctor     what works on this machine, and why what does not does not
 
@@ -43,6 +44,7 @@ COMMANDS = (
         "soak", "work for minutes with threads, forks and refused system calls, and see that all holds", "execmem.soak"
     ),
     Command("directmap", "show, record and explain the kernel's direct map", "execmem.directmap_cli"),
+    Command("replay", "tell what other allocators would have made of a trace", "execmem.replay_cli"),
     Command(
         "lab",
         "boot real kernels under QEMU and see what loading code does to their direct map",

@@ -386,6 +386,25 @@ def test_sizes_have_the_percentiles_they_are_made_from() -> None:
     assert drawn.max() <= 3_317
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("scn=ramp", "needs n=NUMBER, from 1"),
+        ("scn=ramp n=0", "needs n=NUMBER, from 1"),
+        ("scn=ramp n=-4", "needs n=NUMBER, from 1"),
+        ("scn=churn live=5", "needs steps=NUMBER"),
+        ("scn=ramp n=5 frag", "needs frag=NUMBER"),
+        ("scn=ramp n=99999999999", "to 10,000,000"),
+        ("scn=ramp n=5 insns=9-4", "1 <= A <= B"),
+        ("scn=ramp n=5 insns=4", "1 <= A <= B"),
+        ("", "there are scn=ramp and scn=churn"),
+    ],
+)
+def test_a_text_of_the_lab_that_cannot_be_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        workload.from_lab(text)
+
+
 def test_a_text_of_the_lab_that_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match="says size; known words are"):
         workload.from_lab("scn=ramp n=10 size=4")

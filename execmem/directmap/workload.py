@@ -6,6 +6,7 @@ before, and marks: names of places between rows, at some of which time passes. E
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -87,6 +88,7 @@ def _rows(kinds: Numbers, numbers: Numbers, sizes: Numbers, client: Client) -> R
 
 LAB_STEPS: Final = (1, 10, 50, 100, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 20000, 30000, 40000)
 CHURN_STEPS: Final = (100, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+MOST: Final = 10_000_000  # of anything that a text says
 INSTRUCTION: Final = 4  # bytes of `add rax, 1`
 AROUND: Final = 24  # bytes of a program besides those: entry, first move, exit
 
@@ -130,24 +132,35 @@ def from_lab(args: str, seed: int = 1) -> Workload:
     >>> from_lab("scn=ramp n=100 insns=4-8 pfrag=16 keep=200").ageing
     Ageing(frag=0, pfrag=16, keep_mb=200)
     """
-    words = dict(word.split("=", 1) for word in args.split())
+    words = dict(word.partition("=")[::2] for word in args.split())
     known = {"scn", "n", "live", "steps", "insns", "frag", "pfrag", "keep", "hog"}
     if words.keys() - known:
         message = f"{args!r} says {', '.join(sorted(words.keys() - known))}; known words are {', '.join(sorted(known))}"
         raise ValueError(message)
+
+    def number(name: str, *, least: int = 0) -> int:
+        text = words.get(name, "" if least else "0")
+        if not text.isdecimal() or not text.isascii() or not least <= int(text) <= MOST:
+            message = f"{args!r} needs {name}=NUMBER, from {least} to {MOST:,}"
+            raise ValueError(message)
+        return int(text)
+
     rng = np.random.default_rng(seed)
     if words.get("scn") == "ramp":
-        kinds, numbers, marks = _ramp(int(words["n"]), rng)
+        kinds, numbers, marks = _ramp(number("n", least=1), rng)
     elif words.get("scn") == "churn":
-        kinds, numbers, marks = _churn(int(words["live"]), int(words["steps"]), rng)
+        kinds, numbers, marks = _churn(number("live", least=1), number("steps", least=1), rng)
     else:
         message = f"{args!r} has scn={words.get('scn')}; there are scn=ramp and scn=churn"
         raise ValueError(message)
-    low, high = (int(part) for part in words.get("insns", "20-219").split("-"))
-    sizes = INSTRUCTION * rng.integers(low, high + 1, int(numbers.max()) + 1) + AROUND
-    ageing = Ageing(int(words.get("frag", 0)), int(words.get("pfrag", 0)), int(words.get("keep", 0)))
+    span = re.fullmatch(r"([1-9]\d{0,5})-([1-9]\d{0,5})", words.get("insns", "20-219"), re.ASCII)
+    if not span or int(span[1]) > int(span[2]):
+        message = f"{args!r} needs insns=A-B, with 1 <= A <= B"
+        raise ValueError(message)
+    sizes = INSTRUCTION * rng.integers(int(span[1]), int(span[2]) + 1, int(numbers.max()) + 1) + AROUND
+    ageing = Ageing(number("frag"), number("pfrag"), number("keep"))
     rows = _rows(kinds, numbers, sizes, Client.BPF)
-    return Workload(args, rows, ageing, tuple(marks), seed, int(words.get("hog", 0)))
+    return Workload(args, rows, ageing, tuple(marks), seed, number("hog"))
 
 
 # ---- workloads from statistics ----
