@@ -6,6 +6,9 @@
     execmem replay     what other allocators would have made of a trace
     execmem lab        what real kernels, booted under QEMU, do to their direct map
     execmem doctor     what works on this machine, and why what does not does not
+    execmem map        the packs of a running process: fill, owners, ages, pages
+    execmem top        the same, again and again
+    execmem run        machine code from a file or as hex digits, placed and called
 
 A command is a module with two functions: `add_arguments` declares its options, `run` runs it and returns the exit code.
 Only the one that was asked for is imported, so those that need no compiled core work where it is missing.
@@ -51,6 +54,9 @@ COMMANDS = (
         "execmem.directmap.lab_cli",
     ),
     Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor"),
+    Command("map", "show the packs of a running process, or of a saved ledger", "execmem.map_cli"),
+    Command("top", "show the packs of a running process again and again", "execmem.top_cli"),
+    Command("run", "place machine code and call it", "execmem.run_cli"),
 )
 
 

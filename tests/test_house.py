@@ -245,7 +245,8 @@ MODULES: Final = (
     *("directmap.workload", "directmap.replay", "directmap.kernels", "directmap.lab", "directmap.lab_cli"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
-    *("draw", "demo_code", "demo", "soak", "doctor", "directmap_cli", "replay_cli", "cli", "__main__"),
+    *("draw", "watch", "survey", "draw_packs", "demo_code", "demo", "soak", "doctor", "directmap_cli", "replay_cli"),
+    *("map_cli", "top_cli", "run_cli", "cli", "__main__"),
 )
 
 

@@ -1,0 +1,324 @@
+"""map_cli: ``execmem map``: another process's packs; what ``top_cli`` shows again and again is made here too.
+
+    PID or --from FILE --watch--> Look --survey--> DomainFacts --draw_packs--> text, or JSON (docs/watch.md)
+
+The watched process is neither stopped nor changed, and nothing is injected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from execmem import draw_packs
+from execmem.draw import Paint, tell_bytes, text_width
+from execmem.survey import (
+    ROW_CHUNKS,
+    ROWS,
+    DomainFacts,
+    PackFacts,
+    Wish,
+    pack_facts,
+    survey_domain,
+    survey_row,
+    survey_rows,
+)
+from execmem.watch import Ledger, Look, Pages, Process, WatchError, open_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+SCHEMA: Final = "execmem-map-1"
+JSON_CELLS: Final = 64
+PACKS_SHOWN: Final = 16
+USAGE: Final = 2
+DAY: Final = 86_400  # seconds
+CHUNK: Final = 64  # bytes
+
+
+class UsageError(Exception):
+    """What was asked for cannot be meant; the exit code is 2."""
+
+
+# ---- options ----
+
+
+def to_pid(text: str) -> int:
+    """Return a process number, for argparse."""
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) < 1 << 31:
+        message = f"{text!r} is no process number"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def to_seconds(text: str) -> float:
+    """Return seconds of at least 0, for argparse."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= DAY:
+        message = f"{text!r} is no time in seconds, 0 to 86400"
+        raise argparse.ArgumentTypeError(message)
+    return seconds
+
+
+def to_number(text: str) -> int:
+    """Return a number of at least 0, for argparse."""
+    if not (text.isascii() and text.isdecimal()):
+        message = f"{text!r} is not a number of at least 0"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that both commands have."""
+    parser.add_argument("--domain", metavar="NAME", help="only the domain of this name or number (all)")
+    parser.add_argument("--sort", choices=("number", "fill"), default="number", help="fill: emptiest first (number)")
+    parser.add_argument("--pack", type=to_number, metavar="N", help="look into this pack: its rows of 64 kB")
+    parser.add_argument("--row", type=to_number, metavar="R", help="with --pack: the chunks and blocks of this row")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``execmem map``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem map 4711                     its packs, who owns them, how old they are\n"
+        "  execmem map 4711 --by owner --sort fill --limit 5\n"
+        "  execmem map 4711 --pack 3 --row 7    down to chunks and blocks\n"
+        "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
+        "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage"
+    )
+    parser.add_argument("pid", nargs="?", type=to_pid, metavar="PID", help="a process that uses execmem")
+    parser.add_argument("--from", dest="file", metavar="FILE", help="a copy of a ledger, as --save writes it")
+    parser.add_argument(
+        "--save", metavar="FILE", help="write a copy of the ledger, with its holes, instead of showing it"
+    )
+    shared_arguments(parser)
+    parser.add_argument(
+        "--by", choices=("age", "owner", "fill"), default="age", help="what letters and colours tell (age)"
+    )
+    parser.add_argument(
+        "--limit", type=to_number, default=PACKS_SHOWN, metavar="N", help=f"packs shown, 0: all ({PACKS_SHOWN})"
+    )
+    parser.add_argument(
+        "--interval", type=to_seconds, default=0.25, metavar="S", help="to count events over, 0: do not (0.25)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; docs/watch.md has the schema")
+
+
+# ---- choosing ----
+
+
+def find_domains(ledgers: Sequence[Ledger], wanted: str | None) -> list[Ledger]:
+    """Return the ledgers of a name or number, all without one; by number."""
+    ordered = sorted(ledgers, key=lambda ledger: ledger.domain)
+    if wanted is None:
+        return ordered
+    found = [ledger for ledger in ordered if wanted in {ledger.name, str(ledger.domain)}]
+    if not found:
+        message = f"there is no domain {wanted!r}; there are {list_domains(ordered)}"
+        raise WatchError(message)
+    return found
+
+
+def list_domains(ledgers: Sequence[Ledger]) -> str:
+    """Return the names and numbers of domains."""
+    plain = Paint(colour=False, unicode=False)
+    return ", ".join(f"{draw_packs.printable(ledger.name, plain)} ({ledger.domain})" for ledger in ledgers) or "none"
+
+
+def pick_one(ledgers: Sequence[Ledger], what: str) -> Ledger:
+    """Return the only domain, or the only one that has packs."""
+    with_packs = [ledger for ledger in ledgers if ledger.header["packs_live"]]
+    for found in (ledgers, with_packs):
+        if len(found) == 1:
+            return found[0]
+    message = f"{what} is of one domain: say --domain NAME or number, of {list_domains(ledgers)}"
+    raise UsageError(message)
+
+
+def look_at(ledgers: Sequence[Ledger]) -> dict[int, tuple[Ledger, Look]]:
+    """Return a look at each domain; of one that closed meanwhile the last state is still there."""
+    return {ledger.domain: (ledger, ledger.look()) for ledger in ledgers}
+
+
+@contextlib.contextmanager
+def open_source(options: argparse.Namespace) -> Iterator[tuple[list[Ledger], Process | None, Pages | None]]:
+    """Open the process or the file that was named."""
+    with contextlib.ExitStack() as stack:
+        if options.pid is None:
+            ledger = open_copy(options.file)
+            stack.callback(ledger.close)
+            yield [ledger], None, None
+        else:
+            process = Process(options.pid)
+            stack.callback(process.close)
+            pages = Pages(options.pid)
+            stack.callback(pages.close)
+            yield list(process.ledgers.values()), process, pages
+
+
+# ---- map ----
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show a process's packs, or write a copy of its ledger."""
+    try:
+        check_map(options)
+        with open_source(options) as (ledgers, process, pages):
+            chosen = find_domains(ledgers, options.domain)
+            if options.save is not None:
+                return save(pick_one(chosen, "--save"), Path(options.save))
+            if options.pack is not None:
+                show_pack(pick_one(chosen, "--pack"), pages, options)
+                return 0
+            show_map(chosen, process, pages, options)
+    except UsageError as error:
+        print(f"execmem {options.command}: {error}", file=sys.stderr)
+        return USAGE
+    return 0
+
+
+def check_map(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if (options.pid is None) == (options.file is None):
+        message = "say the PID of a process, or --from FILE, and not both"
+        raise UsageError(message)
+    if options.save is not None and (options.file is not None or options.pack is not None or options.json):
+        message = "--save copies the ledger of a PID and shows nothing: not with --from, --pack or --json"
+        raise UsageError(message)
+    check_row(options)
+
+
+def check_row(options: argparse.Namespace) -> None:
+    """Refuse a row without a pack, or beyond one."""
+    if options.row is not None and options.pack is None:
+        message = "--row is a row of a pack: say --pack N too"
+        raise UsageError(message)
+    if options.row is not None and options.row >= ROWS:
+        message = f"--row {options.row}: a pack has the rows 0 to {ROWS - 1}"
+        raise UsageError(message)
+
+
+def save(ledger: Ledger, path: Path) -> int:
+    """Write a copy of a ledger."""
+    try:
+        copied, steady = ledger.save(path)
+    except WatchError:
+        raise
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise WatchError(message) from None
+    print(f"{path}: {copied:,} bytes of data in a file of {path.stat().st_size:,}")
+    if not steady:
+        print("execmem map: blocks came and went meanwhile: the copy is of several moments", file=sys.stderr)
+    return 0
+
+
+def show_map(
+    ledgers: Sequence[Ledger], process: Process | None, pages: Pages | None, options: argparse.Namespace
+) -> None:
+    """Print every domain."""
+    before: dict[int, tuple[Ledger, Look]] = {}
+    if process is not None and options.interval:
+        before = look_at(ledgers)
+        time.sleep(options.interval)
+    width = text_width()
+    cells = JSON_CELLS if options.json else draw_packs.cells_for(width)
+    wish = Wish(cells, options.limit or None, options.sort, options.by)
+    domains = [
+        survey_domain(ledger, before[number][1] if number in before else None, look, pages, wish)
+        for number, (ledger, look) in look_at(ledgers).items()
+    ]
+    if options.json:
+        print(json.dumps(as_json(domains, process, options), indent=2))
+        return
+    paint = Paint.of(sys.stdout)
+    print("\n".join(draw_map(domains, title(process, options, paint), paint, width)))
+
+
+def title(process: Process | None, options: argparse.Namespace, paint: Paint) -> str:
+    """Return what is shown, in a line."""
+    if process is None:
+        return f"execmem map --from {draw_packs.printable(options.file, paint)}: times stand at its last event"
+    return f"execmem {options.command} {process.pid}: {draw_packs.printable(process.command, paint)}"
+
+
+def draw_map(domains: Sequence[DomainFacts], heading: str, paint: Paint, width: int) -> list[str]:
+    """Return the whole picture of a map."""
+    lines = [paint.head(heading), paint.rule(width)]
+    for facts in domains:
+        lines += [*draw_packs.draw_domain(facts, paint, width), ""]
+    return lines + draw_packs.legend(domains[0].by, draw_packs.cells_for(width), paint)
+
+
+def as_json(domains: Sequence[DomainFacts], process: Process | None, options: argparse.Namespace) -> dict[str, object]:
+    """Return what is printed as JSON; docs/watch.md has the schema."""
+    return {
+        "schema": SCHEMA,
+        "pid": None if process is None else process.pid,
+        "command": None if process is None else process.command,
+        "file": options.file if process is None else None,
+        "domains": [asdict(facts) for facts in domains],
+    }
+
+
+# ---- one pack ----
+
+
+def find_pack(ledger: Ledger, pages: Pages | None, number: int) -> tuple[PackFacts, int]:
+    """Return a pack's facts and the ledger's time, or raise with the packs there are."""
+    look = ledger.look()
+    shown = look.shown
+    if number not in shown:
+        some = f"{shown[0]} to {shown[-1]}, {len(shown)} of them" if shown else "none"
+        message = f"{list_domains([ledger])} has no pack {number}; there are {some} (a large block has one number)"
+        raise WatchError(message)
+    return pack_facts(ledger, look, number, JSON_CELLS, pages), look.now_ms
+
+
+def show_pack(ledger: Ledger, pages: Pages | None, options: argparse.Namespace) -> None:
+    """Print a pack's rows, or one row's chunks and blocks."""
+    pack, now_ms = find_pack(ledger, pages, options.pack)
+    if options.json:
+        print(json.dumps(pack_as_json(ledger, pack, now_ms, options.row), indent=2))
+        return
+    print("\n".join(draw_pack(ledger, pack, now_ms, options.row)))
+
+
+def pack_as_json(ledger: Ledger, pack: PackFacts, now_ms: int, row: int | None) -> dict[str, object]:
+    """Return what --pack prints as JSON."""
+    report: dict[str, object] = {"schema": SCHEMA, "domain": ledger.name, "pack": asdict(pack)}
+    if row is None:
+        return report | {"rows": [asdict(one) for one in survey_rows(ledger, pack, now_ms)]}
+    blocks, chunks = survey_row(ledger, pack, row, now_ms)
+    return report | {"row": row, "blocks": [asdict(block) for block in blocks], "chunks": chunks}
+
+
+def draw_pack(ledger: Ledger, pack: PackFacts, now_ms: int, row: int | None) -> list[str]:
+    """Return the picture of a pack or of a row of it."""
+    paint, width = Paint.of(sys.stdout), text_width()
+    name = draw_packs.printable(ledger.name, paint)
+    full = f"{pack.fill:.1%} of {tell_bytes(pack.usable_bytes)} in use"
+    made = f"made {draw_packs.tell_age(pack.age_ms)} ago"
+    lines = [
+        paint.head(f"pack {pack.number} of domain {name} ({ledger.domain}), {pack.kind}, at {pack.address:#x}"),
+        f"{pack.blocks:,} blocks, {full}, {made}; {draw_packs.tell_pages(pack.pages, pack.packs)}",
+        *([", ".join(draw_packs.notes(pack))] if draw_packs.notes(pack) else []),
+        *([f"pages: {pack.pages.why}"] if pack.pages.why else []),
+        paint.rule(width),
+    ]
+    if row is None:
+        rows = survey_rows(ledger, pack, now_ms)
+        return lines + draw_packs.draw_rows(pack, rows, paint, width) + draw_packs.legend("age", ROWS * 64, paint)[2:]
+    blocks, chunks = survey_row(ledger, pack, row, now_ms)
+    start = row * ROW_CHUNKS * CHUNK
+    return lines + draw_packs.draw_row(start, blocks, chunks, paint, width)

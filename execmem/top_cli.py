@@ -1,0 +1,178 @@
+"""top_cli: ``execmem top``: another process's packs again and again, from counters and bits, whatever is live."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from execmem import draw_packs, map_cli
+from execmem.demo import to_count
+from execmem.draw import Paint, text_width
+from execmem.survey import Wish, survey_domain
+from execmem.watch import Ledger, Look, Pages, Process, WatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+FRAME_LINES, DOMAIN_LINES = 5, 6  # of a picture, and of each domain with packs in it, that are no bars
+SEARCH_EVERY: Final = 2.0  # seconds between searches for new domains: the list of mappings is dear to its process
+ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"  # other screen, no cursor, no wrapping
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``execmem top``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem top 4711                     until Ctrl-C, or the process ends\n"
+        "  execmem top 4711 --sort fill --every 2\n"
+        "  execmem top 4711 --count 3 --json    three lines of JSON\n"
+        "exit code: 0 shown, or the process ended; 1 cannot be shown; 130 Ctrl-C"
+    )
+    parser.add_argument("pid", type=map_cli.to_pid, metavar="PID", help="a process that uses execmem")
+    parser.add_argument(
+        "--every", type=map_cli.to_seconds, default=0.5, metavar="S", help="seconds between pictures (0.5)"
+    )
+    parser.add_argument("--count", type=to_count, metavar="N", help="pictures, then end (until Ctrl-C)")
+    map_cli.shared_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture")
+
+
+def share_out(lines: int, wanted: Sequence[int]) -> list[int]:
+    """Return how many lines each gets: at least one if it wants any, none more than it wants, the rest in turns.
+
+    >>> share_out(10, [0, 20, 2]), share_out(1, [5, 5])
+    ([0, 8, 2], [1, 1])
+    """
+    given = [min(count, 1) for count in wanted]
+    while sum(given) < lines and given != list(wanted):
+        for place, count in enumerate(wanted):
+            if given[place] < count and sum(given) < lines:
+                given[place] += 1
+    return given
+
+
+class Top:
+    """Pictures of a process, one after another: drawn from the counters and bits of the packs shown, O(packs)."""
+
+    def __init__(self, process: Process, pages: Pages, options: argparse.Namespace) -> None:
+        """Begin with no earlier look."""
+        self.process = process
+        self.pages = pages
+        self.options = options
+        self.paint = Paint.of(sys.stdout)
+        self.screen = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not options.json
+        self._before: dict[int, tuple[Ledger, Look]] = {}
+        self._searched = time.monotonic()
+
+    def picture(self) -> list[str]:
+        """Return the lines of the next picture."""
+        if time.monotonic() - self._searched >= SEARCH_EVERY:
+            self.process.refresh()
+            self._searched = time.monotonic()
+        self.pages.refresh()
+        ledgers = map_cli.find_domains(list(self.process.ledgers.values()), self.options.domain)
+        if self.options.pack is not None:
+            return self._pack_picture(map_cli.pick_one(ledgers, "--pack"))
+        looks = map_cli.look_at(ledgers)
+        width, height = (
+            text_width(),
+            shutil.get_terminal_size().lines if self.screen else map_cli.PACKS_SHOWN + FRAME_LINES + DOMAIN_LINES,
+        )
+        counts = [len(look.shown) for _, look in looks.values()]
+        busy = sum(count > 0 for count in counts)
+        rooms = share_out(height - FRAME_LINES - DOMAIN_LINES * busy - 2 * (len(counts) - busy), counts)
+        cells = map_cli.JSON_CELLS if self.options.json else draw_packs.cells_for(width)
+        domains = []
+        for room, (number, (ledger, look)) in zip(rooms, looks.items(), strict=True):
+            wish = Wish(cells, room, self.options.sort, "fill")
+            earlier = self._before.get(number)
+            before = earlier[1] if earlier and earlier[0] is ledger else None
+            domains.append(survey_domain(ledger, before, look, self.pages, wish))
+        self._before = looks
+        if self.options.json:
+            return [json.dumps(map_cli.as_json(domains, self.process, self.options))]
+        heading = f"{map_cli.title(self.process, self.options, self.paint)}  {time.strftime('%H:%M:%S')}"
+        if not domains:
+            return [self.paint.head(heading), "no domain is open now"]
+        return map_cli.draw_map(domains, heading, self.paint, width)
+
+    def _pack_picture(self, ledger: Ledger) -> list[str]:
+        """Return the lines of one pack, for which its block records are read."""
+        pack, now_ms = map_cli.find_pack(ledger, self.pages, self.options.pack)
+        if self.options.json:
+            return [json.dumps(map_cli.pack_as_json(ledger, pack, now_ms, self.options.row))]
+        return map_cli.draw_pack(ledger, pack, now_ms, self.options.row)
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Print a picture: over the last one on a screen, below it elsewhere."""
+        if self.screen:
+            height = shutil.get_terminal_size().lines
+            body = "\x1b[K\r\n".join(lines[: height - 1])
+            sys.stdout.write(f"\x1b[H{body}\x1b[K\x1b[J")
+        else:
+            sys.stdout.write("\n".join(lines) + ("\n" if self.options.json else "\n\n"))
+        sys.stdout.flush()
+
+    def run(self) -> None:
+        """Show pictures until their count, the process's end or an interrupt."""
+        shown = 0
+        while not self.process.ended:
+            self.show(self.picture())
+            shown += 1
+            if self.options.count is not None and shown >= self.options.count:
+                return
+            time.sleep(self.options.every)
+        raise EndedError
+
+
+class EndedError(Exception):
+    """The watched process ended."""
+
+
+def stop(number: int, _: FrameType | None) -> None:
+    """End as a terminated program does, but through what puts the terminal back."""
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def screen(*, used: bool) -> Iterator[None]:
+    """Take the terminal's other screen, and give it back whatever happens."""
+    if not used:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        sys.stdout.write(ENTER)
+        yield
+    finally:
+        sys.stdout.write(LEAVE)
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show a process's packs again and again; 0 when it ended, or all pictures were shown."""
+    try:
+        map_cli.check_row(options)
+        with contextlib.closing(Process(options.pid)) as process, contextlib.closing(Pages(options.pid)) as pages:
+            view = Top(process, pages, options)
+            try:
+                with screen(used=view.screen):
+                    view.run()
+            except (EndedError, WatchError):
+                if not process.ended:
+                    raise
+                print(f"process {options.pid} has ended", file=sys.stderr if options.json else sys.stdout)
+    except map_cli.UsageError as error:
+        print(f"execmem {options.command}: {error}", file=sys.stderr)
+        return map_cli.USAGE
+    return 0
