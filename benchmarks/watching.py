@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=60)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.turns < 2:
+        parser.error("--turns: quartiles need at least 2")
     command = [sys.executable, "-c", CHILD, str(options.blocks)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
