@@ -27,7 +27,7 @@ import numpy as np
 from execmem.directmap import convert, perf, record, region, source
 from execmem.directmap.source import NotAvailable
 from execmem.directmap.trace import Client, Kind, Texts, Trace, TraceError, Writer
-from execmem.draw import Paint, columns, tell_bytes, tell_time, text_width
+from execmem.draw import Paint, clean, columns, tell_bytes, tell_time, text_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,15 +37,6 @@ if TYPE_CHECKING:
 
 SOURCES: Final = (*source.SOURCES, region.SOURCE, perf.SOURCE)
 TOP: Final = 10  # owners and reasons that a report lists
-
-
-def clean(text: str) -> str:
-    r"""Return a text that others wrote (names of processes and programs) without what a terminal would act on.
-
-    >>> print(clean("a" + chr(27) + "[2Jb"))
-    a\x1b[2Jb
-    """
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 # ---- show ----

@@ -83,6 +83,15 @@ class Paint:
         return self._wrap(full, "36") + self.dim(rest)
 
 
+def clean(text: str) -> str:
+    r"""Return a text that others wrote (names of processes and programs) without what a terminal would act on.
+
+    >>> print(clean("a" + chr(27) + "[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def tell_bytes(value: float) -> str:
     """Return a size as people read it; 1 MB is 2**20 bytes, as in "2 MB pages".
 

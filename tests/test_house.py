@@ -241,12 +241,13 @@ def bookkeeping_is_pure(tree: Tree) -> list[str]:
 # Lowest first. A module may import what stands before it. "execmem" is the front page.
 MODULES: Final = (
     *("directmap.__init__", "directmap.trace", "directmap.source", "directmap.region", "directmap.perf"),
-    *("directmap.convert", "directmap.record", "directmap.pages", "directmap.model", "directmap.policy"),
-    *("directmap.workload", "directmap.replay", "directmap.kernels", "directmap.lab", "directmap.lab_cli"),
+    *("directmap.convert", "directmap.record", "directmap.history", "directmap.pages", "directmap.model"),
+    *("directmap.policy", "directmap.workload", "directmap.replay", "directmap.kernels"),
+    *("directmap.lab", "directmap.lab_cli"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
-    *("draw", "watch", "survey", "draw_packs", "demo_code", "demo", "soak", "doctor", "directmap_cli", "replay_cli"),
-    *("map_cli", "top_cli", "run_cli", "cli", "__main__"),
+    *("draw", "draw_svg", "draw_html", "watch", "survey", "draw_packs", "demo_code", "demo", "soak", "doctor"),
+    *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "cli", "__main__"),
 )
 
 
