@@ -4,6 +4,8 @@
     execmem directmap record FILE       sample and listen into a trace, until Ctrl-C or for --seconds
     execmem directmap report FILE       what a trace tells: code that came and went, splits and who did them
 
+Pictures: show and report take --svg OUT and --html OUT.
+
 Where the compiled core is missing the same runs as ``python -m execmem.directmap_cli show``.
 """
 
@@ -24,9 +26,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from execmem.directmap import convert, perf, record, region, source
+from execmem import draw_html, draw_svg
+from execmem.directmap import convert, history, perf, record, region, source
 from execmem.directmap.source import NotAvailable
-from execmem.directmap.trace import Client, Kind, Texts, Trace, TraceError, Writer
+from execmem.directmap.trace import EVENT, Client, Kind, Texts, Trace, TraceError, Writer, describe_machine
 from execmem.draw import Paint, clean, columns, tell_bytes, tell_time, text_width
 
 if TYPE_CHECKING:
@@ -38,6 +41,43 @@ if TYPE_CHECKING:
 SOURCES: Final = (*source.SOURCES, region.SOURCE, perf.SOURCE)
 TOP: Final = 10  # owners and reasons that a report lists
 
+
+# ---- pictures ----
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a file, all of it or nothing: it gets its name when it is done."""
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():  # a pipe, /dev/stdout
+        target.write_text(text, encoding="utf-8")
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_pictures(options: argparse.Namespace, told: history.History) -> None:
+    """Write the files that were asked for."""
+    if options.svg:
+        write_whole(options.svg, draw_svg.draw_history(told))
+    if options.html:
+        write_whole(options.html, draw_html.draw_page(told))
+
+
+def walk_now(header: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """Return the states of regions as they are now, if a trace is of this machine since it was started."""
+    here = describe_machine()
+    booted = [known["start_realtime_ns"] - known["start_ns"] for known in (header, here)]
+    if header["kernel"] != here["kernel"] or abs(booted[0] - booted[1]) > SAME_BOOT:
+        why = "--walk reads the page tables of this machine as it runs, the trace is of another or of before its start"
+        raise NotAvailable(why=why, remedy="leave out --walk: the atlas shows what the trace tells")
+    return region.walk().state
+
+
+SAME_BOOT: Final = 60 * record.NS  # clocks are set while a machine runs
 
 # ---- show ----
 
@@ -89,6 +129,9 @@ def show(options: argparse.Namespace) -> int:
     walk = None
     with contextlib.suppress(NotAvailable):
         walk = region.walk()
+    if options.svg or options.html:
+        state = walk.state if walk else region.walk().state  # again: for the error that tells why not
+        write_pictures(options, history.tell(np.zeros(0, EVENT), describe_machine(), state))
     missing = {one.name: one.missing() for one in SOURCES}
     if options.json:
         found = {
@@ -342,6 +385,9 @@ def report(options: argparse.Namespace) -> int:
                 convert.write_csv(trace.rows(), file)
         if options.parquet:
             convert.write_parquet(trace.rows(), options.parquet, trace.header)
+        if options.svg or options.html:
+            state = walk_now(trace.header) if options.walk else None
+            write_pictures(options, history.tell(trace.rows(), trace.header, state))
         found = summarise(trace)
     if options.json:
         print(json.dumps(found, indent=2))
@@ -365,8 +411,11 @@ def positive(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem directmap``."""
     parser.epilog = "show and report take --json; each explains itself with --help"
+    pictures = argparse.ArgumentParser(add_help=False)
+    pictures.add_argument("--svg", metavar="OUT", help="draw a picture too, as SVG")
+    pictures.add_argument("--html", metavar="OUT", help="draw a page too, which needs no network: zoom, hover, time")
     names = parser.add_subparsers(dest="action", metavar="show|record|report", required=True)
-    one = names.add_parser("show", help="what the direct map is now, and what can be known here")
+    one = names.add_parser("show", parents=[pictures], help="what the direct map is now, and what can be known here")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.set_defaults(act=show)
     one = names.add_parser("record", help="record into a trace what happens, until Ctrl-C")
@@ -374,11 +423,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--seconds", type=positive, metavar="N", help="end after so many seconds")
     one.add_argument("--every", type=positive, default=1.0, metavar="S", help="seconds between samples (1)")
     one.set_defaults(act=run_record)
-    one = names.add_parser("report", help="what a trace tells: code that came and went, splits and suspects")
+    one = names.add_parser(
+        "report", parents=[pictures], help="what a trace tells: code that came and went, splits and suspects"
+    )
     one.add_argument("file", metavar="FILE", help="a trace; also one that is being recorded")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument("--csv", metavar="OUT", help="write all rows as CSV too")
     one.add_argument("--parquet", metavar="OUT", help="write all rows as Parquet too; needs pyarrow")
+    one.add_argument("--walk", action="store_true", help="draw all regions, as page tables have them now; for root")
     one.set_defaults(act=report)
 
 

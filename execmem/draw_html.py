@@ -7,7 +7,7 @@
 A policy in the page itself lets the browser run this one script (by its hash) and load nothing. Texts of traces are
 names that others chose: they are escaped here, and the script only ever sets them as text.
 
-Everything returns text: no I/O here. Size: 5 bytes for a split, and at most about 9 MB (see ``history``).
+Everything returns text: no I/O here. Size: 15 bytes for a split, and at most about 9 MB (see ``history``).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from execmem.directmap.history import Bytes, History
 
+POLICY_REST: Final = "base-uri 'none'; form-action 'none'"
 TICKS: Final = (1 << 32) - 1  # the time of a move is so many parts of the whole
 
 # ---- the data ----
@@ -102,7 +103,7 @@ def draw_suspects(history: History) -> str:
     rows = [
         (
             str(number),
-            f"{one.count:,}",
+            f"{one.pieces:,}",
             tell_bytes(one.size),
             "joined" if one.joined else "split",
             f"{one.first:,.3f}",
@@ -130,8 +131,8 @@ def draw_page(history: History) -> str:
     """Return the page."""
     title = f"direct map of Linux {history.title}"
     ledger = draw_svg.draw_ledger(history)
-    secret = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{secret}'; base-uri 'none'; form-action 'none'"
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; {POLICY_REST}"
     light, dark = ("".join(f"--{name}:{pair[way]};" for name, pair in INKS.items()) for way in (0, 1))
     inks = f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
     whole = f"{len(history.begin):,} regions of 2 MB, {len(history.when):,} splits and joins with a place"
@@ -144,11 +145,11 @@ def draw_page(history: History) -> str:
 <header><h1>{tell(title)}</h1><p>{whole}; {history.seconds:,.4g} s recorded</p></header>
 <section id="time" aria-label="time"{timed}><label for="slider">time</label>
 <input id="slider" type="range" min="-1" max="{STEPS - 1}" value="{STEPS - 1}"><output id="told"></output></section>
-<section aria-label="atlas"><div class="bar"><span id="scale"></span><span class="keys">wheel or + and -: zoom; drag or \
-arrows: move; n and p: next and previous split</span><button id="in" title="zoom in (+)">+</button>\
+<section aria-label="atlas"><div class="bar"><span id="scale"></span><span class="keys">wheel or + and -: zoom; \
+drag or arrows: move; n and p: next and previous split</span><button id="in" title="zoom in (+)">+</button>\
 <button id="out" title="zoom out (-)">&minus;</button><button id="all" title="all of the map (0)">all</button></div>
-<canvas id="atlas" tabindex="0" role="img" aria-label="regions of the direct map; arrow keys move, the line below tells \
-what is there"></canvas>
+<canvas id="atlas" tabindex="0" role="img" aria-label="regions of the direct map; arrow keys move, the line below \
+tells what is there"></canvas>
 <p id="here" role="status">Point at a region, or press arrow keys in the atlas.</p>
 <ul id="legend" aria-label="what the colours mean, from better to worse"></ul>
 <noscript><p>The atlas and the slider need scripts; the rest of this page does not.</p></noscript></section>
@@ -181,9 +182,10 @@ canvas{display:block;width:100%;height:400px;cursor:crosshair;touch-action:pan-y
 #ledger{width:100%;height:auto;cursor:pointer}
 .roll{max-height:340px;overflow:auto;border:1px solid var(--line)}.roll p{margin:8px}
 table{border-collapse:collapse;width:100%;font-size:13px}th{position:sticky;top:0;background:var(--page);text-align:left}
-th,td{padding:3px 10px;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+th,td{padding:3px 10px;border-bottom:1px solid var(--line);vertical-align:top}
+#suspects td:nth-child(n+6){overflow-wrap:anywhere}th,#suspects td:nth-child(4){white-space:nowrap}
 #suspects td:nth-child(-n+3),#suspects td:nth-child(5),#counters td:nth-child(n+2){text-align:right;white-space:nowrap;
-font-variant-numeric:tabular-nums}
+font-variant-numeric:tabular-nums}#counters th:nth-child(n+2){text-align:right}
 #suspects tbody tr{cursor:pointer}#suspects tbody tr:hover{background:color-mix(in srgb,var(--ink) 8%,transparent)}
 .notes{color:var(--dim);padding-left:20px}
 """
@@ -242,7 +244,7 @@ const setTime = (to) => {
     while (at + 1 < times.length && times[at + 1] <= time * 1.0000001) at++;
     $("counters").querySelectorAll("tbody tr")[i].cells[2].textContent = many(values[at]);
   });
-  if (cursor) cursor.setAttribute("x1", data.plot[0] + data.plot[1] * (step + 1) / steps), cursor.setAttribute("x2", cursor.getAttribute("x1"));
+  for (const name of ["x1", "x2"]) cursor.setAttribute(name, data.plot[0] + data.plot[1] * (step + 1) / steps);
   drawLegend();
   draw();
   if (here >= 0) tellHere();
@@ -308,7 +310,8 @@ const draw = () => {
       if (wide >= 11 && rank[state] > 3) {
         pen.fillStyle = state === 5 ? ink("page") : "#000";
         if (state === 4) pen.fillStyle = theme.matches ? "#000" : "#fff";
-        for (let at = from; at < cell; at++) pen.fillText(data.looks[state].letter, AXIS + (at + 0.5) * wide, y + high / 2);
+        for (let at = from; at < cell; at++)
+          pen.fillText(data.looks[state].letter, AXIS + (at + 0.5) * wide, y + high / 2);
       }
     }
   }
@@ -321,11 +324,13 @@ const draw = () => {
   }
   canvas.dataset.start = start;
   canvas.dataset.row = inRow;
-  $("scale").textContent = count ? `${size(inRow * data.region)} a row, ${size(each * data.region)} a cell` : "no region is known";
+  const scale = `${size(inRow * data.region)} a row, ${size(each * data.region)} a cell`;
+  $("scale").textContent = count ? scale : "no region is known";
 };
 const regionAt = (event) => {
   const box = canvas.getBoundingClientRect(), { rows, each, wide, high } = shape();
-  const row = Math.floor((event.clientY - box.top - TOP) / high), cell = Math.floor((event.clientX - box.left - AXIS) / wide);
+  const row = Math.floor((event.clientY - box.top - TOP) / high);
+  const cell = Math.floor((event.clientX - box.left - AXIS) / wide);
   if (row < 0 || row >= rows || cell < 0 || cell * each >= inRow) return -1;
   return worst(start + row * inRow + cell * each, each);
 };
@@ -335,8 +340,8 @@ const tellHere = () => {
   if (each > 1) {
     const sums = new Map();
     for (let i = from; i < Math.min(from + each, count); i++) sums.set(now[i], (sums.get(now[i]) || 0) + 1);
-    const told = [...sums].sort((a, b) => rank[b[0]] - rank[a[0]]).map(([state, n]) => `${n} ${look(state)}`).join(", ");
-    parts.push(`A cell of ${each} regions: ${told}. The worst, first of its kind:`);
+    const told = [...sums].sort((a, b) => rank[b[0]] - rank[a[0]]).map(([state, n]) => `${n} ${look(state)}`);
+    parts.push(`A cell of ${each} regions: ${told.join(", ")}. The worst, first of its kind:`);
   }
   const at = here * data.region;
   parts.push(`${size(at)}, ${hex(at)} to ${hex(at + data.region - 1)}: ${look(now[here])}.`);
@@ -400,7 +405,8 @@ canvas.addEventListener("keydown", (event) => {
   const { rows, each } = shape(), from = Math.max(here, 0);
   const go = (by) => pick(Math.min(Math.max(from + by, 0), count - 1));
   const keys = {
-    ArrowLeft: () => go(-each), ArrowRight: () => go(here < 0 ? 0 : each), ArrowUp: () => go(-inRow), ArrowDown: () => go(inRow),
+    ArrowLeft: () => go(-each), ArrowRight: () => go(here < 0 ? 0 : each),
+    ArrowUp: () => go(-inRow), ArrowDown: () => go(inRow),
     PageUp: () => go(-rows * inRow), PageDown: () => go(rows * inRow), Home: () => go(-count), End: () => go(count),
     "+": () => zoom(1, middle()), "=": () => zoom(1, middle()), "-": () => zoom(-1, middle()), 0: all,
     n: () => hunt(1), p: () => hunt(-1),
@@ -418,7 +424,9 @@ const drawLegend = () => {
   const sums = new Float64Array(256);
   for (let i = 0; i < count; i++) sums[now[i]]++;
   const order = Object.keys(data.looks).sort((a, b) => rank[a] - rank[b]).filter((state) => sums[state]);
-  $("legend").replaceChildren(...order.map((state) => {
+  const words = document.createElement("li");
+  words.textContent = "better to worse:";
+  $("legend").replaceChildren(words, ...order.map((state) => {
     const item = document.createElement("li"), box = document.createElement("i");
     box.style.background = colour(state);
     item.append(box, `${look(state)}: ${many(sums[state])}`);

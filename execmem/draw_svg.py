@@ -119,7 +119,9 @@ def document(title: str, parts: Sequence[Part], *, describe: str = "") -> str:
 def notes(lines: Iterable[str]) -> Part:
     """Return notes, each a line."""
     told = [shorten(line, 170) for line in lines]
-    return Part("".join(write(16, 14 + 18 * row, line, "em-dim em-m") for row, line in enumerate(told)), 18 * len(told) + 12)
+    return Part(
+        "".join(write(16, 14 + 18 * row, line, "em-dim em-m") for row, line in enumerate(told)), 18 * len(told) + 12
+    )
 
 
 # ---- the atlas ----
@@ -145,15 +147,16 @@ def draw_atlas(state: npt.NDArray[np.uint8]) -> Part:
     out = [write(LEFT, 12, f"{tell_size(in_row)} a row, {tell_size(each)} a cell", "em-dim em-m")]
     out.append(write(WIDTH - 16, 12, "addresses grow to the right, then down", "em-dim em-m", "end"))
     top = 20
-    for row in range(rows):
-        out.append(write(LEFT - 8, top + ROW * row + 10, tell_place(row * in_row), "em-dim em-m", "end"))
+    out += [
+        write(LEFT - 8, top + ROW * row + 10, tell_place(row * in_row), "em-dim em-m", "end") for row in range(rows)
+    ]
     ends = np.flatnonzero((np.diff(cells, append=255) != 0) | (np.arange(1, len(cells) + 1) % across == 0))
     starts = np.append(0, ends[:-1] + 1)
     for known, look in LOOKS.items():
         ours = cells[starts] == known
         path = "".join(
-            f"M{LEFT + begin % across * wide:.5g} {top + ROW * (begin // across)}h{(end - begin + 1) * wide:.5g}v{ROW - 1}"
-            f"h{(begin - end - 1) * wide:.5g}z"
+            f"M{LEFT + begin % across * wide:.5g} {top + ROW * (begin // across)}"
+            f"h{(end - begin + 1) * wide:.5g}v{ROW - 1}h{(begin - end - 1) * wide:.5g}z"
             for begin, end in zip(starts[ours].tolist(), ends[ours].tolist(), strict=True)
         )
         if path:
@@ -203,7 +206,9 @@ def draw_legend(state: npt.NDArray[np.uint8], y: float) -> Part:
         out.append(f'<rect x="{x:g}" y="{y:g}" width="16" height="11" class="em-s{int(known)} em-line-l"/>')
         out.append(write(x + 22, y + 10, words))
         x += 44 + 7 * len(words)
-    out.append(write(LEFT, y + 30, "From left to right better to worse; a cell shows the worst of its regions.", "em-dim em-m"))
+    out.append(
+        write(LEFT, y + 30, "From left to right better to worse; a cell shows the worst of its regions.", "em-dim em-m")
+    )
     return Part("\n" + "".join(out), y - first + 54)
 
 
@@ -213,6 +218,7 @@ PLOT: Final = 700  # width of what has time across
 HIGH: Final = 150  # of each of the two charts
 BARS: Final = 256
 SHOWN: Final = 9  # suspects
+TICKS: Final = 10
 PROOF: Final = (  # counters of the kernel, what they count, and their ink
     ("direct_map_level2_splits", "2 MB pages split", "split"),
     ("direct_map_level3_splits", "1 GB pages split", "giant"),
@@ -285,7 +291,7 @@ def find_lines(history: History) -> list[tuple[str, str, Numbers, Numbers]]:
     for words, ink, counts in (("split", "split", history.splits), ("joined", "joined", history.joins)):
         steps = np.flatnonzero(counts)
         if len(steps):
-            when = (steps + 0.5) * (history.seconds / len(counts))
+            when = (steps + 0.5).astype(np.float64) * (history.seconds / len(counts))
             lines.append((words, ink, when, np.cumsum(counts[steps]).astype(np.float64)))
     return lines
 
@@ -317,7 +323,8 @@ def draw_code(history: History, top: float) -> list[str]:
     wide = PLOT / BARS
     for counts, ink, words, way in ((came, "came", "came", -1), (went, "went", "went", 1)):
         path = "".join(
-            f"M{LEFT + bar * wide:.5g} {middle:g}h{wide:.4g}v{way * max(half * counts[bar] / ceiling, 1):.4g}h{-wide:.4g}z"
+            f"M{LEFT + bar * wide:.5g} {middle:g}h{wide:.4g}"
+            f"v{way * max(half * counts[bar] / ceiling, 1):.4g}h{-wide:.4g}z"
             for bar in np.flatnonzero(counts).tolist()
         )
         total = f"{int(counts.sum()):,} {words}"
@@ -333,7 +340,7 @@ def find_ticks(seconds: float) -> list[float]:
     [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
     """
     step = 10.0 ** np.floor(np.log10(seconds))
-    step = float(next(step * times for times in (0.1, 0.2, 0.5, 1) if seconds / (step * times) <= 10))  # noqa: PLR2004 - a readable number
+    step = float(next(step * times for times in (0.1, 0.2, 0.5, 1) if seconds / (step * times) <= TICKS))
     return [round(step * count, 9) for count in range(int(seconds / step) + 1)]
 
 
@@ -343,12 +350,13 @@ def draw_suspects(suspects: Sequence[Suspect]) -> list[str]:
     out = [write(x, 12, "suspects, those of most splits first", "em-b em-ink")]
     for number, one in enumerate(suspects[:SHOWN], 1):
         y = 36 + 38 * (number - 1)
-        what = f"{one.count:,} x {tell_bytes(one.size)} {'joined' if one.joined else 'split'}, from {one.first:,.4g} s: "
-        full = f"{one.owner or 'unattributed'}: {one.why}"
-        out.append(f"<g><title>{tell(full)}</title>")
+        owner = one.owner or "unattributed"
+        done = "joined" if one.joined else "split"
+        what = f"{one.pieces:,} x {tell_bytes(one.size)} {done} from {one.first:,.4g} s on: "
+        out.append(f"<g><title>{tell(f'{owner}: {one.why}')}</title>")
         out.append(write(x, y, f"{number}", "em-b em-ink"))
-        out.append(write(x + 20, y, what + shorten(one.owner or "unattributed", 50 - len(what))))
-        out.append(write(x + 20, y + 16, shorten(one.why, 56), "em-m em-dim") + "</g>")
+        out.append(write(x + 20, y, shorten(owner, 48)))
+        out.append(write(x + 20, y + 16, shorten(what + one.why, 58), "em-m em-dim") + "</g>")
     if not suspects:
         out.append(write(x, 36, "nothing was split", "em-dim"))
     if len(suspects) > SHOWN:

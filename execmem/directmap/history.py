@@ -7,7 +7,8 @@
 ``states`` are those of a walk of the page tables, which a trace does not hold. Without them only those regions are
 known that rows of splits and joins name.
 
-Everything is bounded, whatever the trace holds, so that a page made of it is below 10 MB; `notes` says what was left out.
+Everything is bounded, whatever the trace holds, so that a page made of it is below 10 MB; `notes` says what was left
+out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Suspect(NamedTuple):
 
     joined: bool
     size: int
-    count: int
+    pieces: int
     owner: str  # "": not attributed
     why: str
     first: float  # seconds
@@ -102,7 +103,9 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
     moves = find_moves(rows[changed], when[changed], who, notes)
     begin, after = find_states(moves[1], moves[2], state)
     if state is None and len(begin):
-        notes.append("The trace holds no page tables: the atlas shows only regions that were seen to be split or joined.")
+        notes.append(
+            "The trace holds no page tables: the atlas shows only regions that were seen to be split or joined."
+        )
     code = (rows["kind"] == Kind.LOAD) | (rows["kind"] == Kind.UNLOAD)
     if early.any():
         notes.append(f"{int(early.sum()):,} rows are of before the start, and are shown at 0.")
@@ -117,9 +120,9 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
         moves[3],
         suspects,
         find_counters(rows, when, texts, notes),
-        *count_changes(rows[changed], when[changed], seconds),
-        *count_code(rows[code], when[code], seconds, start, notes),
-        notes,
+        **count_changes(rows[changed], when[changed], seconds),
+        **count_code(rows[code], when[code], seconds, start, notes),
+        notes=notes,
     )
 
 
@@ -128,7 +131,9 @@ def find_suspects(
 ) -> tuple[list[Suspect], npt.NDArray[np.int32]]:
     """Return who did splits and joins, those first who did most, and the place in that list for each event."""
     key = np.unique(events["name"], return_inverse=True)[1].astype(np.int64)
-    key = np.unique(key << 17 | events["owner"].astype(np.int64) << 1 | (events["kind"] == Kind.JOIN), return_inverse=True)[1]
+    key = np.unique(
+        key << 17 | events["owner"].astype(np.int64) << 1 | (events["kind"] == Kind.JOIN), return_inverse=True
+    )[1]
     sizes, size = np.unique(events["size"], return_inverse=True)
     _, first, key = np.unique(key * len(sizes) + size, return_index=True, return_inverse=True)  # first in time
     counts = np.bincount(key, weights=events["id"], minlength=len(first)).astype(np.int64)
@@ -164,11 +169,15 @@ def find_moves(
     known = (events["at"] != 0) & (events["size"] == REGION) & (places < REGIONS_MAX)
     missing = int(events["id"][~known].sum(dtype=np.int64))
     if missing:
-        notes.append(f"Only in the table: {missing:,} of the splits and joins, whose place is not known or no 2 MB region.")
+        notes.append(
+            f"Only in the table: {missing:,} of the splits and joins, whose place is not known or no 2 MB region."
+        )
     found = np.flatnonzero(known)
     if len(found) > MOVES_MAX:
         end = float(when[found[MOVES_MAX]])
-        notes.append(f"The atlas follows the first {MOVES_MAX:,} of {len(found):,} splits and joins, up to {end:.3f} s.")
+        notes.append(
+            f"The atlas follows the first {MOVES_MAX:,} of {len(found):,} splits and joins, up to {end:.3f} s."
+        )
         found = found[:MOVES_MAX]
     return when[found], places[found].astype(np.uint32), events["kind"][found] == Kind.SPLIT, who[found]
 
@@ -223,27 +232,27 @@ def steps_of(when: Numbers, seconds: float) -> npt.NDArray[np.intp]:
     return np.minimum(when * (STEPS / seconds if seconds else 0.0), STEPS - 1).astype(np.intp)
 
 
-def count_changes(
-    events: npt.NDArray[np.void], when: Numbers, seconds: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def count_changes(events: npt.NDArray[np.void], when: Numbers, seconds: float) -> dict[str, npt.NDArray[np.int64]]:
     """Return how many mappings were split, and joined, in each step of time."""
     step = steps_of(when, seconds)
     split = events["kind"] == Kind.SPLIT
     splits, joins = (
-        np.bincount(step[which], weights=events["id"][which], minlength=STEPS).astype(np.int64) for which in (split, ~split)
+        np.bincount(step[which], weights=events["id"][which], minlength=STEPS).astype(np.int64)
+        for which in (split, ~split)
     )
-    return splits, joins
+    return {"splits": splits, "joins": joins}
 
 
 def count_code(
     rows: npt.NDArray[np.void], when: Numbers, seconds: float, start: int, notes: list[str]
-) -> tuple[npt.NDArray[np.int64], ...]:
+) -> dict[str, npt.NDArray[np.int64]]:
     """Return loads and unloads in each step of time, and pieces and bytes that lived at its end."""
     step = steps_of(when, seconds)
     came = rows["kind"] == Kind.LOAD
     fresh = rows["ns"] >= start
     parts = [
-        np.bincount(step[which], minlength=STEPS).astype(np.int64) for which in (came & fresh, ~came & fresh, came, ~came)
+        np.bincount(step[which], minlength=STEPS).astype(np.int64)
+        for which in (came & fresh, ~came & fresh, came, ~came)
     ]
     size = np.where(came, 1, -1) * rows["size"].astype(np.int64)
     live = np.cumsum(parts[2] - parts[3])
@@ -251,4 +260,5 @@ def count_code(
     unseen = max(0, -int(live.min()))
     if unseen:
         notes.append(f"At least {unseen:,} pieces of code went that nobody had seen come; they count as there before.")
-    return parts[0], parts[1], live + unseen, live_bytes + max(0, -int(live_bytes.min()))
+    live_bytes += max(0, -int(live_bytes.min()))
+    return {"loads": parts[0], "unloads": parts[1], "live": live + unseen, "live_bytes": live_bytes}
