@@ -285,8 +285,8 @@ const worst = (from, each) => {
 };
 const draw = () => {
   const { rows, each, across, wide, high } = shape(), dots = devicePixelRatio || 1;
-  const last = Math.max(0, Math.ceil(count / inRow) - rows) * inRow;
-  start = Math.min(Math.max(start, 0), last);
+  const last = Math.max(0, Math.ceil(count / each) * each - rows * inRow);
+  start = Math.min(Math.max(start - start % each, 0), last);
   if (canvas.width !== Math.round(canvas.clientWidth * dots)) canvas.width = Math.round(canvas.clientWidth * dots);
   if (canvas.height !== Math.round(canvas.clientHeight * dots)) canvas.height = Math.round(canvas.clientHeight * dots);
   pen.setTransform(dots, 0, 0, dots, 0, 0);
@@ -327,12 +327,14 @@ const draw = () => {
   const scale = `${size(inRow * data.region)} a row, ${size(each * data.region)} a cell`;
   $("scale").textContent = count ? scale : "no region is known";
 };
+const placeOf = (event) => {
+  const box = canvas.getBoundingClientRect(), { wide, high } = shape();
+  return [Math.floor((event.clientY - box.top - TOP) / high), (event.clientX - box.left - AXIS) / wide];
+};
 const regionAt = (event) => {
-  const box = canvas.getBoundingClientRect(), { rows, each, wide, high } = shape();
-  const row = Math.floor((event.clientY - box.top - TOP) / high);
-  const cell = Math.floor((event.clientX - box.left - AXIS) / wide);
-  if (row < 0 || row >= rows || cell < 0 || cell * each >= inRow) return -1;
-  return worst(start + row * inRow + cell * each, each);
+  const { rows, each, across } = shape(), [row, cell] = placeOf(event);
+  if (row < 0 || row >= rows || cell < 0 || cell >= across) return -1;
+  return worst(start + row * inRow + Math.floor(cell) * each, each);
 };
 const look = (state) => `${data.looks[state].letter} ${data.looks[state].words}`;
 const tellHere = () => {
@@ -367,12 +369,16 @@ const pick = (region) => {
   draw();
   tellHere();
 };
-const zoom = (way, region) => {
+const zoom = (way, region, event) => { // what is below the pointer stays there; without one rows begin at round places
   const next = Math.min(Math.max(way > 0 ? inRow / 2 : inRow * 2, Math.min(LEAST, most)), most);
   if (next === inRow) return;
   const row = Math.floor((region - start) / inRow);
   inRow = next;
   start = region - region % inRow - row * inRow;
+  if (event) {
+    const [y, cell] = placeOf(event), { each, across } = shape();
+    start = region - Math.min(Math.floor(cell), across - 1) * each - y * inRow;
+  }
   draw();
   if (here >= 0) tellHere();
 };
@@ -387,17 +393,19 @@ canvas.addEventListener("wheel", (event) => {
   const region = regionAt(event);
   if (region < 0) return;
   event.preventDefault();
-  zoom(-event.deltaY, region);
+  zoom(-event.deltaY, region, event);
 }, { passive: false });
 canvas.addEventListener("pointerdown", (event) => {
-  grip = { y: event.clientY, start };
+  grip = { x: event.clientX, y: event.clientY, start };
   canvas.setPointerCapture(event.pointerId);
 });
 canvas.addEventListener("pointerup", () => { grip = null; });
 canvas.addEventListener("pointercancel", () => { grip = null; });
 canvas.addEventListener("pointermove", (event) => {
   if (grip) {
-    start = grip.start - Math.round((event.clientY - grip.y) / shape().high) * inRow;
+    const { each, wide, high } = shape();
+    const down = Math.round((event.clientY - grip.y) / high), right = Math.round((event.clientX - grip.x) / wide);
+    start = grip.start - down * inRow - right * each;
     draw();
   } else pick(regionAt(event));
 });

@@ -42,10 +42,10 @@ class Look(NamedTuple):
 
 LOOKS: Final = {
     UNKNOWN: Look("?", "not known", "#f4f4f6", "#1e2128", 0),
-    State.ABSENT: Look(".", "no memory", "#dcdce3", "#333741", 1),
+    State.ABSENT: Look(".", "no memory", "#c3c6d0", "#474d5b", 1),
     State.GIGABYTE: Look("G", "1 GB page", "#2a5d8c", "#2c5f92", 2),
     State.WHOLE: Look("M", "2 MB page", "#7fb2d8", "#5b9bd0", 3),
-    SEEN: Look("s", "split, not looked at", "#cc79a7", "#e08fbd", 4),
+    SEEN: Look("s", "split, not looked at", "#f0e442", "#ffef9a", 4),
     State.UNIFORM: Look("u", "split, uniform", "#e69f00", "#f5b93c", 5),
     State.MIXED: Look("x", "split, mixed permissions", "#c0392b", "#ff6f59", 6),
     State.HOLED: Look("o", "split, with holes", "#111111", "#ffffff", 7),
