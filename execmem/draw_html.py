@@ -135,14 +135,16 @@ def draw_page(history: History) -> str:
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; {POLICY_REST}"
     light, dark = ("".join(f"--{name}:{pair[way]};" for name, pair in INKS.items()) for way in (0, 1))
     inks = f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
-    whole = f"{len(history.begin):,} regions of 2 MB, {len(history.when):,} splits and joins with a place"
+    whole = f"{len(history.begin):,} regions of 2 MB"
+    if history.seconds:
+        whole += f", {len(history.when):,} splits and joins with a place; {history.seconds:,.4g} s recorded"
     notes = "".join(f"<li>{tell(note)}</li>" for note in history.notes)
     timed = "" if history.seconds else " hidden"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <title>{tell(title)}</title><style>{inks}{draw_svg.style()}{STYLE}</style></head><body>
-<header><h1>{tell(title)}</h1><p>{whole}; {history.seconds:,.4g} s recorded</p></header>
+<header><h1>{tell(title)}</h1><p>{whole}</p></header>
 <section id="time" aria-label="time"{timed}><label for="slider">time</label>
 <input id="slider" type="range" min="-1" max="{STEPS - 1}" value="{STEPS - 1}"><output id="told"></output></section>
 <section aria-label="atlas"><div class="bar"><span id="scale"></span><span class="keys">wheel or + and -: zoom; \
@@ -215,9 +217,9 @@ const counters = data.counters.map(([times, values]) => [read(times, Float32Arra
 const steps = splits.length, rank = new Uint8Array(256);
 for (const state in data.looks) rank[state] = data.looks[state].rank;
 
-const size = (value) => {
+const size = (value, digits = 4) => {
   for (const [unit, scale] of [["TB", 2 ** 40], ["GB", 2 ** 30], ["MB", 2 ** 20], ["kB", 2 ** 10]])
-    if (value >= scale) return +(value / scale).toFixed(4) + " " + unit;
+    if (value >= scale) return +(value / scale).toFixed(digits) + " " + unit;
   return value + " B";
 };
 const many = (value) => Math.round(value).toLocaleString("en");
@@ -234,9 +236,9 @@ const setTime = (to) => {
   const time = data.seconds * (step + 1) / steps;
   $("slider").value = step;
   const words = step < 0
-    ? `0 s: nothing has happened; ${many(data.before)} pieces of code were there before`
+    ? `0 s: nothing has happened; pieces of code that were there before: ${many(data.before)}`
     : `${seconds(time)} s: ${many(splits[step])} split so far, ${many(joins[step])} joined; ` +
-      `${many(live[step])} pieces of code live, ${size(bytes[step])}`;
+      `${many(live[step])} pieces of code live, ${size(bytes[step], 1)}`;
   $("told").textContent = words;
   $("slider").setAttribute("aria-valuetext", words);
   counters.forEach(([times, values], i) => {
@@ -263,7 +265,7 @@ ledger.addEventListener("pointermove", (event) => { if (event.buttons & 1) seek(
 $("slider").addEventListener("input", () => setTime(+$("slider").value));
 
 // ---- the atlas ----
-const ROWS = 32, CELLS = 512, LEAST = 32, AXIS = 66, TOP = 4;
+const ROWS = 32, CELLS = 512, LEAST = 32, AXIS = 86, TOP = 4;
 const canvas = $("atlas"), pen = canvas.getContext("2d");
 const theme = matchMedia("(prefers-color-scheme: dark)");
 const ink = (name) => data.inks[name][theme.matches ? 1 : 0];
@@ -298,7 +300,7 @@ const draw = () => {
     if (first >= count) break;
     pen.fillStyle = ink("dim");
     pen.textAlign = "right";
-    pen.fillText(+(first * data.region / 2 ** 30).toFixed(4) + " GB", AXIS - 8, y + high / 2);
+    pen.fillText(+(first * data.region / 2 ** 30).toFixed(3) + " GB", AXIS - 8, y + high / 2);
     pen.textAlign = "center";
     for (let cell = 0; cell < across;) {
       const region = worst(first + cell * each, each), from = cell++;
@@ -317,10 +319,12 @@ const draw = () => {
   }
   if (here >= start && here < start + rows * inRow) {
     const at = here - start;
-    pen.strokeStyle = ink("ink");
-    pen.lineWidth = 2;
-    pen.strokeRect(AXIS + Math.floor(at % inRow / each) * wide - 1.5, TOP + Math.floor(at / inRow) * high - 1.5,
-      Math.max(wide, 2) + 3, high + 2);
+    const x = AXIS + Math.floor(at % inRow / each) * wide, y = TOP + Math.floor(at / inRow) * high;
+    for (const [name, gap] of [["ink", 1.5], ["page", 3], ["ink", 4.5]]) {
+      pen.strokeStyle = ink(name);
+      pen.lineWidth = 1.5;
+      pen.strokeRect(x - gap, y - gap, Math.max(wide, 2) + 2 * gap, high - 1 + 2 * gap);
+    }
   }
   canvas.dataset.start = start;
   canvas.dataset.row = inRow;
@@ -357,7 +361,7 @@ const tellHere = () => {
     };
     parts.push(`First seen: ${name(found[0])}.`);
     if (found.length > 1) parts.push(`Last of ${found.length}: ${name(found[found.length - 1])}.`);
-  } else parts.push(step < steps - 1 || data.seconds ? "Not split or joined by then in this trace." : "");
+  } else parts.push(data.seconds ? "Not split or joined by then in this trace." : "");
   $("here").textContent = parts.join(" ");
 };
 const pick = (region) => {

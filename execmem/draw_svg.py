@@ -365,6 +365,9 @@ def draw_suspects(suspects: Sequence[Suspect]) -> list[str]:
 
 
 def draw_history(history: History) -> str:
-    """Return the atlas at the end of a trace and the ledger below it, as a file."""
-    parts = [draw_atlas(history.state_at(history.seconds)), draw_ledger(history), notes(history.notes)]
-    return document(f"direct map of Linux {history.title}, after {history.seconds:,.4g} s", parts)
+    """Return a file: the atlas at the end of a trace and, if any time passed, the ledger below it."""
+    title, parts = f"direct map of Linux {history.title}", [draw_atlas(history.state_at(history.seconds))]
+    if history.seconds:
+        title += f", after {history.seconds:,.4g} s"
+        parts.append(draw_ledger(history))
+    return document(title, [*parts, notes(history.notes)])

@@ -1,4 +1,4 @@
-"""draw_html: the page holds what the trace tells and nothing else acts in it; in a browser it zooms, tells and goes back."""
+"""draw_html: what the page holds, that nothing else acts in it, and that in a browser it zooms, tells and goes back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import browser
 import numpy as np
-import numpy.typing as npt
 import pytest
 from test_draw_svg import HEADER, HOSTILE, HUGE, S, some_rows, some_states
 
@@ -51,7 +50,7 @@ def test_the_page_holds_the_numbers() -> None:
     assert unpack(data["where"], "<u4") == [5, 70, 5]
     assert unpack(data["after"], "u1") == [history.SEEN, State.HOLED, State.WHOLE]
     assert np.allclose(np.array(unpack(data["when"], "<u4")) / draw_html.TICKS * 4, [2, 2, 3])
-    assert [data["suspects"][int(who)][1] for who in unpack(data["who"], "<i2")][0] == "pid 41 tc"
+    assert data["suspects"][int(unpack(data["who"], "<i2")[0])][1] == "pid 41 tc"
     runs, states = (unpack(data["begin"][name], kind) for name, kind in (("runs", "<u4"), ("states", "u1")))
     assert (
         np.repeat(np.array(states, np.uint8), np.array(runs, int)).tolist()
@@ -138,7 +137,7 @@ def test_a_report_draws_files(trace: Path, tmp_path: Path, capsys: pytest.Captur
 def test_show_draws_what_a_walk_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directmap_cli.region, "walk", some_walk)
+    monkeypatch.setattr(region, "walk", some_walk)
     svg, page = tmp_path / "a.svg", tmp_path / "a.html"
     assert run(capsys, "show", "--svg", svg, "--html", page)[0] == 0
     assert "split, with holes: 1" in svg.read_text(encoding="utf-8")
@@ -151,7 +150,7 @@ def test_show_draws_nothing_where_page_tables_cannot_be_read(
     def refuse() -> None:
         raise NotAvailable(why="no page tables here", remedy="run as root")
 
-    monkeypatch.setattr(directmap_cli.region, "walk", refuse)
+    monkeypatch.setattr(region, "walk", refuse)
     code, _, err = run(capsys, "show", "--svg", tmp_path / "a.svg")
     assert (code, "no page tables here" in err, list(tmp_path.iterdir())) == (1, True, [])
 
@@ -159,7 +158,7 @@ def test_show_draws_nothing_where_page_tables_cannot_be_read(
 def test_all_regions_are_drawn_of_this_machine_only(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directmap_cli.region, "walk", some_walk)
+    monkeypatch.setattr(region, "walk", some_walk)
     code, _, err = run(capsys, "report", trace, "--walk", "--html", tmp_path / "a.html")
     assert (code, "the trace is of another" in err, (tmp_path / "a.html").exists()) == (1, True, False)
     mine = tmp_path / "mine.trace"
@@ -189,7 +188,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 
 # ---- in a browser ----
 
-IN_ROW, AXIS, TOP, HIGH = 64, 66, 4, 22  # of a map this small, in the script's words
+IN_ROW, AXIS, TOP, HIGH = 64, 86, 4, 22  # of a map this small, in the script's words
 
 
 class Reader:
@@ -292,7 +291,7 @@ def check_time(reader: Reader, colours: Mapping[int, str]) -> None:
     reader.point(110)  # so that no frame is around the region that is looked at
     reader.page.ask("document.getElementById('slider').focus()")
     reader.page.press("Home")
-    assert "0 s: nothing has happened; 1 pieces of code were there before" in reader.text("told")
+    assert "0 s: nothing has happened; pieces of code that were there before: 1" in reader.text("told")
     assert reader.colour(70) == colours[State.WHOLE]
     reader.page.press("End")
     assert reader.colour(70) == colours[State.HOLED]

@@ -108,7 +108,7 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
         )
     code = (rows["kind"] == Kind.LOAD) | (rows["kind"] == Kind.UNLOAD)
     if early.any():
-        notes.append(f"{int(early.sum()):,} rows are of before the start, and are shown at 0.")
+        notes.append(f"Rows of before the start, which are shown at 0: {int(early.sum()):,}.")
     return History(
         f"{header['kernel'].split(' ')[0]} {header['machine']}",
         seconds,
