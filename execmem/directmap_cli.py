@@ -47,10 +47,11 @@ TOP: Final = 10  # owners and reasons that a report lists
 
 def write_whole(path: str, text: str) -> None:
     """Write a file, all of it or nothing: it gets its name when it is done."""
-    target = Path(path).resolve()
+    target = Path(path)
     if target.exists() and not target.is_file():  # a pipe, /dev/stdout
         target.write_text(text, encoding="utf-8")
         return
+    target = target.resolve()
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         part.write_text(text, encoding="utf-8")

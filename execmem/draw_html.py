@@ -150,8 +150,8 @@ def draw_page(history: History) -> str:
 <section aria-label="atlas"><div class="bar"><span id="scale"></span><span class="keys">wheel or + and -: zoom; \
 drag or arrows: move; n and p: next and previous split</span><button id="in" title="zoom in (+)">+</button>\
 <button id="out" title="zoom out (-)">&minus;</button><button id="all" title="all of the map (0)">all</button></div>
-<canvas id="atlas" tabindex="0" role="img" aria-label="regions of the direct map; arrow keys move, the line below \
-tells what is there"></canvas>
+<canvas id="atlas" tabindex="0" role="application" aria-label="regions of the direct map; arrow keys move, the line \
+below tells what is there"></canvas>
 <p id="here" role="status">Point at a region, or press arrow keys in the atlas.</p>
 <ul id="legend" aria-label="what the colours mean, from better to worse"></ul>
 <noscript><p>The atlas and the slider need scripts; the rest of this page does not.</p></noscript></section>
@@ -402,6 +402,7 @@ canvas.addEventListener("wheel", (event) => {
 canvas.addEventListener("pointerdown", (event) => {
   grip = { x: event.clientX, y: event.clientY, start };
   canvas.setPointerCapture(event.pointerId);
+  pick(regionAt(event));
 });
 canvas.addEventListener("pointerup", () => { grip = null; });
 canvas.addEventListener("pointercancel", () => { grip = null; });

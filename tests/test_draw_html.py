@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
 import browser
 import numpy as np
 import pytest
-from test_draw_svg import HEADER, HOSTILE, HUGE, S, some_rows, some_states
+from test_draw_svg import HEADER, HOSTILE, HUGE, S, parse, some_rows, some_states
 
-from execmem import cli, directmap_cli, draw_html
+from execmem import cli, directmap_cli, draw_html, draw_svg
 from execmem.directmap import history, region
 from execmem.directmap.region import State
 from execmem.directmap.source import NotAvailable
@@ -76,6 +77,21 @@ def test_the_page_runs_one_script_and_loads_nothing() -> None:
     assert addresses == {"http://www.w3.org/2000/svg"}  # a name, which nobody fetches
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"<[^>]*\s(?:src|href|on\w+|action|data)=", re.sub(r"&lt;.*?&gt;", "", markup))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_rows_have_a_page_and_a_picture(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    rows = np.frombuffer(random.bytes(32 * 200), EVENT).copy()
+    rows["kind"] = random.integers(1, 6, len(rows))
+    rows["name"] = rows["owner"] = 0
+    rows["size"][::2] = HUGE
+    rows["at"][::4] >>= np.uint64(random.integers(20, 60))
+    rows["ns"][::3] %= np.uint64(200 * S)
+    told = history.tell(rows, HEADER | {"kernel": HOSTILE, "machine": ""}, some_states() if seed % 2 else None)
+    assert len(told.begin) <= history.REGIONS_MAX
+    parse(draw_svg.draw_history(told))
+    assert data_of(draw_html.draw_page(told))["seconds"] == told.seconds
 
 
 def test_what_is_not_known_is_said() -> None:
@@ -184,6 +200,16 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
         directmap_cli.write_whole(str(target), "third")
     assert target.read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "link.svg"]
+
+
+def test_a_pipe_is_written_as_it_is() -> None:
+    read, write = os.pipe()
+    try:
+        directmap_cli.write_whole(f"/dev/fd/{write}", "through")
+        assert os.read(read, 100) == b"through"
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 # ---- in a browser ----

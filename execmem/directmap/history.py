@@ -110,7 +110,7 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
     if early.any():
         notes.append(f"Rows of before the start, which are shown at 0: {int(early.sum()):,}.")
     return History(
-        f"{header['kernel'].split(' ')[0]} {header['machine']}",
+        cut(f"{header['kernel'].split(' ')[0]} {header['machine']}"),
         seconds,
         state is not None,
         begin,
