@@ -214,7 +214,7 @@ def test_a_pipe_is_written_as_it_is() -> None:
 
 # ---- in a browser ----
 
-IN_ROW, AXIS, TOP, HIGH = 64, 86, 4, 22  # of a map this small, in the script's words
+IN_ROW, AXIS, TOP, HIGH = 64, 86, 4, 392 / 32  # of a map of 4 GB, in the script's words
 
 
 class Reader:
@@ -265,7 +265,8 @@ def test_a_browser_zooms_tells_and_goes_back_in_time(tmp_path: Path, way: str) -
     if program is None:
         pytest.skip(f"none of {', '.join(browser.NAMES)} is installed")
     path = tmp_path / "a.html"
-    path.write_text(some_page(), encoding="utf-8")
+    state = np.pad(some_states(), (0, 2048 - len(some_states())), constant_values=State.GIGABYTE)
+    path.write_text(draw_html.draw_page(history.tell(some_rows(), HEADER, state)), encoding="utf-8")
     with browser.browse(program, tmp_path / "profile") as page:
         page.open(path, way)
         reader = Reader(page)
@@ -305,6 +306,7 @@ def check_zoom(reader: Reader) -> None:
     reader.page.wait(lambda: reader.shown()[1] == IN_ROW)
     reader.point(70, "mouseWheel", deltaX=0, deltaY=-120)
     reader.page.wait(lambda: reader.shown()[1] == IN_ROW // 2)
+    assert reader.shown()[0] == 70 - 6 // 2 - IN_ROW // 2  # what was below the pointer is: row 1, half of 6 cells
     reader.page.ask("document.getElementById('atlas').focus()")
     reader.page.press("0")
     assert reader.shown() == [0, IN_ROW]

@@ -95,6 +95,12 @@ def test_code_and_suspects_are_counted() -> None:
     assert (when.tolist(), values.tolist()) == ([0.0, pytest.approx(2), 4.0], [30, 35, 35])
 
 
+def test_a_counter_keeps_its_first_value_and_the_last_of_each_step() -> None:
+    moments = [(100 * S, 1), (100 * S + 5, 2), (100 * S + 9, 3), (102 * S, 4), (104 * S, 5)]
+    told = history.tell(Lexicon().pack(Event(Kind.SAMPLE, ns, value, name="n") for ns, value in moments), HEADER)
+    assert told.counters["n"][1].tolist() == [1, 3, 4, 5]
+
+
 def test_code_that_nobody_saw_come_was_there_before() -> None:
     gone = [Event(Kind.UNLOAD, 101 * S, 1, 50, number, Client.BPF) for number in range(3)]
     told = history.tell(Lexicon().pack(gone), HEADER)
