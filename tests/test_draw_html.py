@@ -97,6 +97,7 @@ def test_any_rows_have_a_page_and_a_picture(seed: int) -> None:
 def test_what_is_not_known_is_said() -> None:
     assert "The trace holds no page tables" in some_page(whole=False)
     assert "The trace holds no page tables" not in some_page()
+    assert "as page tables had them when this was drawn" in some_page()
 
 
 def test_a_terabyte_and_a_million_events_are_less_than_10_mb() -> None:

@@ -106,6 +106,10 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
         notes.append(
             "The trace holds no page tables: the atlas shows only regions that were seen to be split or joined."
         )
+    if state is not None and seconds:
+        notes.append(
+            "Regions are as page tables had them when this was drawn; the trace does not tell of changes since."
+        )
     code = (rows["kind"] == Kind.LOAD) | (rows["kind"] == Kind.UNLOAD)
     if early.any():
         notes.append(f"Rows of before the start, which are shown at 0: {int(early.sum()):,}.")
