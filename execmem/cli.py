@@ -17,11 +17,13 @@ Only the one that was asked for is imported, so those that need no compiled core
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from execmem.draw import tell_version
@@ -83,6 +85,8 @@ def is_ours(error: OSError) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 well, 1 not, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by who called: nobody reads
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
     chosen = next((word for word in words if not word.startswith("-")), None)
     try:
         options = make_parser(chosen).parse_args(words)
@@ -99,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if not is_ours(error):
+        if not is_ours(error) and error.errno != errno.ENOSPC:
             raise
         print(f"execmem {chosen}: {error}", file=sys.stderr)
         return 1

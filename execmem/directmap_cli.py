@@ -33,7 +33,7 @@ from execmem.directmap.trace import EVENT, Client, Kind, Texts, Trace, TraceErro
 from execmem.draw import Paint, clean, columns, tell_bytes, tell_time, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Self
@@ -45,19 +45,26 @@ TOP: Final = 10  # owners and reasons that a report lists
 # ---- pictures ----
 
 
-def write_whole(path: str, text: str) -> None:
-    """Write a file, all of it or nothing: it gets its name when it is done."""
+@contextlib.contextmanager
+def written_whole(path: str) -> Iterator[Path]:
+    """Give a path to write to; it gets its name when all is written, and is gone when that went wrong."""
     target = Path(path)
     if target.exists() and not target.is_file():  # a pipe, /dev/stdout
-        target.write_text(text, encoding="utf-8")
+        yield target
         return
     target = target.resolve()
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a file, all of it or nothing."""
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_pictures(options: argparse.Namespace, told: history.History) -> None:
@@ -338,7 +345,7 @@ def sum_splits(rows: npt.NDArray[np.void], texts: Texts, start: int) -> list[dic
 def print_report(found: Mapping[str, Any]) -> None:
     """Print what ``summarise`` found."""
     paint, width = Paint.of(sys.stdout), text_width()
-    print(paint.head(clean(f"{found['seconds']:,} s of Linux {found['kernel'].split()[0]} {found['machine']}")))
+    print(paint.head(clean(f"{found['seconds']:,} s of Linux {found['kernel'].partition(' ')[0]} {found['machine']}")))
     print(f"{found['rows']:,} rows, the file is {found['state']}")
     print(paint.rule(width))
     print(columns(["counter", "first", "last", "change"], [32, -14, -14, -12]))
@@ -381,11 +388,16 @@ def report(options: argparse.Namespace) -> int:
         size = Path(options.file).stat().st_size
         if size > LARGE:
             print(f"reading {tell_bytes(size)} of rows: some seconds, and five times as much memory", file=sys.stderr)
+        for out in (options.csv, options.parquet, options.svg, options.html):
+            if out and Path(out).exists() and Path(out).samefile(options.file):
+                message = f"{out} is the trace itself, which would be lost; name another file"
+                raise TraceError(message)
         if options.csv:
-            with Path(options.csv).open("w", encoding="utf-8", newline="") as file:
+            with written_whole(options.csv) as part, part.open("w", encoding="utf-8", newline="") as file:
                 convert.write_csv(trace.rows(), file)
         if options.parquet:
-            convert.write_parquet(trace.rows(), options.parquet, trace.header)
+            with written_whole(options.parquet) as part:
+                convert.write_parquet(trace.rows(), part, trace.header)
         if options.svg or options.html:
             state = walk_now(trace.header) if options.walk else None
             write_pictures(options, history.tell(trace.rows(), trace.header, state))
@@ -401,10 +413,10 @@ def report(options: argparse.Namespace) -> int:
 
 
 def positive(text: str) -> float:
-    """Parse a number above 0."""
+    """Parse seconds: from a tenth of a millisecond to 30 years."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        message = f"{text!r} is not a number above 0"
+    if not 1e-4 <= value <= 1e9:  # noqa: PLR2004 - as told
+        message = f"{text!r} is not a number of seconds from 0.0001 to 1e9"
         raise argparse.ArgumentTypeError(message)
     return value
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from execmem.directmap import replay, workload
 from execmem.directmap.model import Size
-from execmem.directmap.pages import PAGE
+from execmem.directmap.pages import PAGE, OutOfMemoryError
 from execmem.directmap.policy import POLICIES
 from execmem.directmap.trace import Trace, TraceError
 from execmem.draw import Paint, text_width
@@ -181,6 +181,9 @@ def run(options: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         known = f"no file, and none of {', '.join(MADE)}" if error.filename == options.source else "no file"
         sys.stderr.write(f"execmem replay: {error.filename}: {known}\n")
+        return 1
+    except OutOfMemoryError as error:
+        sys.stderr.write(f"execmem replay: {error}: give the simulated machine more --memory\n")
         return 1
     except (OSError, TraceError, ValueError) as error:
         sys.stderr.write(f"execmem replay: {error}\n")

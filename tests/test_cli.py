@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,6 @@ from execmem import cli, doctor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -249,3 +249,24 @@ def test_what_the_system_does_not_tell_is_not_available(monkeypatch: pytest.Monk
 def test_a_forced_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECMEM_WRITE_MODE", "syscall")
     assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in doctor.examine(execmem.probe()))
+
+
+def test_a_closed_stdout_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "execmem", "directmap", "show"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >&-', "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "execmem", "lab", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("execmem lab: [Errno 28]")

@@ -187,7 +187,7 @@ def test_times_that_are_none_are_refused(arguments: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         cli.main(["directmap", "record", "x", *arguments])
     assert ended.value.code == 2
-    assert "is not a number above 0" in capsys.readouterr().err
+    assert "is not a number of seconds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -338,3 +338,25 @@ def test_the_atlas_shows_the_worst_of_each_cell() -> None:
 def test_the_commands_work_by_themselves(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert directmap_cli.main(["report", str(trace)]) == 0
     assert "60.0 s of Linux" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--csv", "--svg", "--html"])
+def test_a_report_is_never_written_over_its_trace(
+    trace: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = trace.read_bytes()
+    link = tmp_path / "link"
+    link.symlink_to(trace)
+    for out in (trace, link):
+        code, _, err = run(capsys, "report", trace, option, out)
+        assert (code, err.count("\n")) == (1, 1)
+        assert "is the trace itself" in err
+    assert trace.read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [["--seconds", "1e300"], ["--every", "1e300"], ["--every", "1e-7"]])
+def test_times_that_cannot_be_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["directmap", "record", str(tmp_path / "x"), *arguments])
+    assert ended.value.code == 2
+    assert not (tmp_path / "x").exists()

@@ -411,3 +411,47 @@ def test_nothing_is_fetched_unasked(capsys: pytest.CaptureFixture[str], monkeypa
     assert code == 1
     assert "execmem lab fetch 6.1 downloads it" in err
     assert run(capsys, "list")[0] == 0
+
+
+@pytest.mark.parametrize("release", ["../../victim", ".", "..", "6.1/../x", "6.1/x", ".hidden", "-x", "6.1\nx"])
+def test_a_package_cannot_choose_its_folder(tmp_path: Path, cache: Path, release: str) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis").write_text("years of work", encoding="utf-8")
+    for path in ("./boot/vmlinuz-{}", "./usr/lib/modules/{}/vmlinuz"):
+        with pytest.raises(LabError, match="has no kernel image"):
+            kernels.keep(make_deb(release, path=path), "evil.deb")
+    assert (victim / "thesis").read_text(encoding="utf-8") == "years of work"
+    assert not list(cache.rglob("vmlinuz"))
+
+
+def test_a_mirror_that_sends_another_kernel_is_told(mirror: Mirror, cache: Path) -> None:
+    mirror.offer("bookworm", (f"linux-image-{RELEASE}", "6.1.192-2", make_deb("9.9.0-1-cloud-amd64")))
+    with pytest.raises(LabError, match=r"9\.9\.0-1-cloud-amd64, not one of 6\.1"):
+        kernels.fetch("6.1", ignore, mirror.url)
+    assert kernels.cached() == []
+    assert not list(cache.rglob("vmlinuz"))
+
+
+def test_a_mirror_with_a_broken_index_is_told(mirror: Mirror) -> None:
+    path = f"/debian/dists/bookworm/{kernels.INDEX}"
+    whole = mirror.files[path]
+    mirror.files[path] = whole[:-9]
+    release = "/debian/dists/bookworm/InRelease"
+    old, new = (hashlib.sha256(content).hexdigest().encode() for content in (whole, whole[:-9]))
+    mirror.files[release] = mirror.files[release].replace(old, new)
+    with pytest.raises(LabError, match="cannot be unpacked"):
+        kernels.fetch("6.1", ignore, mirror.url)
+
+
+def test_no_series_is_not_asked_for(mirror: Mirror) -> None:
+    with pytest.raises(LabError, match="'nonsense' is no series"):
+        kernels.fetch("nonsense", ignore, mirror.url)
+    assert mirror.asked == []
+
+
+def test_a_cache_that_others_wrote_is_told(cache: Path) -> None:
+    (cache / "kernels" / "x").mkdir(parents=True)
+    (cache / "kernels" / "x" / "kernel.json").write_text('{"release": 5}', encoding="utf-8")
+    with pytest.raises(LabError, match="is not what the lab wrote"):
+        kernels.cached()

@@ -389,7 +389,16 @@ def test_a_kernel_that_panics_as_it_boots_is_booted_again(ready: Path, capsys: p
     assert (code, len(out.splitlines()), err.count("booting again")) == (1, 1, 0)
 
 
-def test_an_interrupt_ends_the_machine_and_leaves_no_file(ready: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 128 + signal.SIGTERM),
+        (signal.SIGHUP, 128 + signal.SIGHUP),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_whatever_ends_the_lab_ends_the_machine(ready: Path, cache: Path, number: signal.Signals, code: int) -> None:
     places = {"TMPDIR": str(ready / "tmp"), "EXECMEM_LAB_CACHE": str(cache), "CC": str(ready / "cc")}
     (ready / "tmp").mkdir()
     make_script(ready / "cc", r"while [ $1 != -o ]; do shift; done; printf '%18s\076\000' > $2")
@@ -399,11 +408,14 @@ def test_an_interrupt_ends_the_machine_and_leaves_no_file(ready: Path, cache: Pa
     with subprocess.Popen(command, env={**os.environ, **places}, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         assert json.loads(child.stdout.readline())["step"] == "boot"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         child.stdout.read()
-    assert child.returncode == 130
+    assert child.returncode == code
+    deadline = time.monotonic() + 30
+    while not is_gone(ready) and time.monotonic() < deadline:  # the kernel ends it a moment later
+        time.sleep(0.01)
     assert is_gone(ready)
-    assert list((ready / "tmp").iterdir()) == []
+    assert number == signal.SIGKILL or list((ready / "tmp").iterdir()) == []
     assert not (ready / "rows").exists()
 
 
@@ -564,3 +576,19 @@ def test_an_earlier_program_found_the_same(measured: dict[tuple[str, str, str], 
                     theirs,
                 )
     assert compared > 400
+
+
+@pytest.mark.parametrize(
+    "change", [{"split2m": "x"}, {"split2m": None}, {"mem": [1]}, {"step": {}}, {"split2m": float("inf")}, {"more": 1}]
+)
+def test_rows_that_lie_are_told(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "rows"
+    row = {"mem": "1G", "args": "scn=ramp n=1", **told("boot"), "series": "6.1", **change}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(LabError, match="is no row of the lab"):
+        lab.read_rows(path)
+
+
+def test_a_number_of_many_digits_is_refused() -> None:
+    with pytest.raises(LabError, match="is not a number from 1"):
+        lab.read_workload("scn=ramp n=" + "1" * 5000)

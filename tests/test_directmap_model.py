@@ -355,6 +355,18 @@ def test_the_lower_bound_counts_what_does_not_fit_into_free_regions() -> None:
     assert replay.lower_bound(work, machine) == 0
 
 
+@pytest.mark.parametrize("text", ["Node", "Node 0, zone Normal 1 -4 3", "Node 0, zone Normal one", "Node 0, zone"])
+def test_a_buddyinfo_that_is_none_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="is not `Node N, zone NAME`"):
+        replay.prepare(workload.tools(12), "6.1", replay.Host(200_000, GIGA, text))
+
+
+@pytest.mark.parametrize(("free", "total"), [(0, GIGA), (-1, GIGA), (GIGA + 1, GIGA), (100, 1000)])
+def test_a_host_that_cannot_be_is_told(free: int, total: int) -> None:
+    with pytest.raises(ValueError, match="cannot be"):
+        replay.prepare(workload.tools(12), "6.1", replay.Host(free, total))
+
+
 def test_a_recorded_trace_is_matched_by_id_or_address() -> None:
     rows = np.zeros(7, EVENT)
     rows["kind"] = [Kind.UNLOAD, Kind.LOAD, Kind.SAMPLE, Kind.LOAD, Kind.UNLOAD, Kind.LOAD, Kind.UNLOAD]

@@ -537,7 +537,8 @@ def test_modules_that_came_and_went(tmp_path: Path) -> None:
 
 # ---- this machine ----
 
-# Takes secret memory, a page at a time, until the kernel says that a page of the direct map was split.
+# Takes secret memory until the kernel says that a page of the direct map was split: a page at a time, later more, for on a
+# machine where it was done before the first ones may lie in regions that are split already.
 SPLITTER = """
 import ctypes, mmap, os, sys
 
@@ -550,16 +551,18 @@ before = splits()
 print("ready" if before else "this kernel does not count splits", flush=True)
 sys.stdin.readline()
 held = []
-while before == splits() and len(held) < 256:
+while before == splits() and len(held) < 640:
     file = libc.syscall(447, 0)
     if file < 0:
         print("memfd_secret:", os.strerror(ctypes.get_errno()), flush=True)
         raise SystemExit
-    os.ftruncate(file, 4096)
-    held.append(mmap.mmap(file, 4096))
-    held[-1][0] = 1
+    size = 4096 << len(held) // 64
+    os.ftruncate(file, size)
+    held.append(mmap.mmap(file, size))
+    for at in range(0, size, 4096):
+        held[-1][at] = 1
     os.close(file)
-print("split" if before != splits() else "1 MB lay in regions that had been split before", flush=True)
+print("split" if before != splits() else "256 MB lay in regions that had been split before", flush=True)
 sys.stdin.readline()
 """
 

@@ -96,6 +96,7 @@ def test_without_block_characters_curves_are_ascii(trace: Path) -> None:
         (["tools", "--memory", "64M", "--free", "65M"], "--free is more than --memory"),
         (["tools", "--buddyinfo", "/no/such"], "/no/such: no file"),
         (["tools", "--buddyinfo", __file__], "buddyinfo"),
+        (["scn=ramp n=4000 insns=4000-4000", "--memory", "64M", "--free", "64M"], "memory"),
     ],
 )
 def test_what_cannot_be_replayed_is_one_line(

@@ -73,7 +73,8 @@ def read_bpftool(before: str, after: str, *, ns: int) -> list[Event]:
     old, new = parse_programs(before), parse_programs(after)
 
     def tell(kind: Kind, one: Mapping[str, Any]) -> Event:
-        holders = [each for each in one.get("pids") or () if isinstance(each, dict)]
+        pids = one.get("pids")
+        holders = [each for each in pids if isinstance(each, dict)] if isinstance(pids, list) else []
         owner = f"pid {holders[0].get('pid')} {holders[0].get('comm')}" if holders else f"uid {one.get('uid', 0)}"
         name = str(one.get("name") or f"bpf_prog_{one.get('tag', '')}")
         return Event(kind, ns, 0, one.get("bytes_jited", 0), one["id"], Client.BPF, owner, name)

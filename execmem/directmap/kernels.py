@@ -44,7 +44,9 @@ SUITES: Final = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", NEWEST
 INDEX: Final = "main/binary-amd64/Packages.xz"
 # Until 7.0 a package of the name "image" has the image, since then one of the name "binary".
 PACKAGE: Final = re.compile(r"linux-(binary|image)-(\d\S*-cloud-amd64)")
-IMAGE: Final = re.compile(r"(?:\./)?(?:boot/vmlinuz-(\S+)|usr/lib/modules/([^/]+)/vmlinuz)")
+# The release becomes the name of a folder, so it is one: no slash, no dot in front.
+RELEASE: Final = r"\d[A-Za-z0-9.+~_-]*"
+IMAGE: Final = re.compile(rf"(?:\./)?(?:boot/vmlinuz-({RELEASE})|usr/lib/modules/({RELEASE})/vmlinuz)", re.ASCII)
 PIECE: Final = 1 << 18
 PATIENCE: Final = 60  # seconds that a mirror may be silent
 
@@ -113,7 +115,10 @@ def cached() -> list[Kernel]:
         try:
             facts = json.loads(told.read_text(encoding="utf-8"))
             kernel = Kernel(**{**facts, "image": told.with_name("vmlinuz")})
-        except (ValueError, TypeError) as error:
+            if not all(isinstance(value, str) for value in facts.values()):
+                message = "a value is no text"
+                raise TypeError(message)  # noqa: TRY301 - told as the others are
+        except (ValueError, TypeError, OSError) as error:
             message = f"{told} is not what the lab wrote ({error}); remove {told.parent} and fetch that kernel again"
             raise LabError(message) from error
         found.append(kernel)
@@ -134,15 +139,19 @@ def find(name: str) -> Kernel:
     if fits:
         return fits[-1]
     there = ", ".join(kernel.release for kernel in kernels) or "nothing"
-    message = f"kernel {name} is not in {cache()}, which has {there}; execmem lab fetch {name} downloads it"
+    remedy = f"execmem lab fetch {name} downloads it" if name in SUITES else f"Debian's series are {', '.join(SUITES)}"
+    message = f"kernel {name} is not in {cache()}, which has {there}; {remedy}"
     raise LabError(message)
 
 
-def keep(package: bytes, url: str, version: str = "") -> Kernel:
-    """Unpack the image of a Debian package into the cache and return it."""
+def keep(package: bytes, url: str, version: str = "", series: str = NEWEST) -> Kernel:
+    """Unpack the image of a Debian package into the cache and return it; one of another series is refused."""
     release, image = unpack(package, url)
     folder = cache() / "kernels" / release
     kernel = Kernel(folder / "vmlinuz", release, version, url, hashlib.sha256(package).hexdigest())
+    if series not in {NEWEST, kernel.series}:
+        message = f"{url} has a kernel {release}, not one of {series}: name another mirror with --mirror"
+        raise LabError(message)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new.", dir=folder.parent) as name:
@@ -235,7 +244,8 @@ def download(url: str, progress: Progress) -> bytes:
     done = 0
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:  # noqa: S310 - the line above
-            whole = int(answer.headers.get("Content-Length") or 0)
+            told = answer.headers.get("Content-Length") or "0"
+            whole = int(told) if told.isdecimal() else 0
             while piece := answer.read(PIECE):
                 pieces.append(piece)
                 done += len(piece)
@@ -279,15 +289,23 @@ def read_index(mirror: str, suite: str, progress: Progress) -> Iterator[dict[str
         raise LabError(message)
     packed = download(f"{folder}/{INDEX}", progress)
     check(packed, listed[1], f"{folder}/{INDEX}")
-    for text in lzma.decompress(packed).split(b"\n\n"):
+    try:
+        index = lzma.decompress(packed)
+    except lzma.LZMAError as error:
+        message = f"{folder}/{INDEX} cannot be unpacked: {error}; name another mirror with --mirror"
+        raise LabError(message) from error
+    for text in index.split(b"\n\n"):
         if text.startswith(b"Package: linux-"):
             fields = dict(line.split(": ", 1) for line in text.decode("utf-8", "replace").split("\n") if ": " in line)
-            if PACKAGE.fullmatch(fields["Package"]):
+            if PACKAGE.fullmatch(fields["Package"]) and {"Version", "Filename", "SHA256"} <= fields.keys():
                 yield fields
 
 
 def look_up(series: str, mirror: str | None, progress: Progress) -> tuple[str, dict[str, str]]:
     """Return the mirror and the newest package of a series, or of all where it is NEWEST."""
+    if series != NEWEST and not re.fullmatch(r"\d+\.\d+", series, re.ASCII):
+        message = f"{series!r} is no series of kernels; known: {', '.join(SUITES)}"
+        raise LabError(message)
     suite = SUITES.get(series, SUITES[NEWEST])
     mirrors = [mirror.rstrip("/")] if mirror else [MIRROR, OLD_MIRROR]
     for base in mirrors:
@@ -325,4 +343,4 @@ def fetch(series: str, progress: Progress, mirror: str | None = None) -> tuple[K
         message = f"{url} is in the mirror's index but not there: the mirror is being renewed; try again later"
         raise LabError(message) from error
     check(package, fields["SHA256"], url)
-    return keep(package, url, fields["Version"]), True
+    return keep(package, url, fields["Version"], series), True

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
 import gzip
 import hashlib
 import json
@@ -21,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -52,7 +54,8 @@ TOLD: Final = {
     **dict.fromkeys(("split2m", "split1g", "coll2m", "coll1g", "jit_areas", "jit_kB", "memfree_kB"), int),
     "t": float,
 }
-FIELDS: Final = ("mem", "args", *TOLD, "series")
+KINDS: Final = {"mem": str, "args": str, **TOLD, "series": str}
+FIELDS: Final = tuple(KINDS)
 
 
 # ---- workloads ----
@@ -99,7 +102,7 @@ def read_numbers(text: str, words: dict[str, str]) -> dict[str, int]:
         limit = {**LIMITS, "hog": HOG_LIMIT}.get(name)
         if limit is None:
             raise complain(text, f"there is no word {name}=")
-        if not value.isascii() or not value.isdecimal() or not 1 <= int(value) <= limit:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= limit:
             raise complain(text, f"{name}={value} is not a number from 1 to {limit}")
         numbers[name] = int(value)
     return numbers
@@ -266,6 +269,15 @@ def read_row(text: str, memory: str, args: str) -> Row | None:
     return {"mem": memory, "args": args, **told, "series": Kernel(Path(), told["kernel"]).series}
 
 
+LIBC: Final = ctypes.CDLL(None)
+PR_SET_PDEATHSIG: Final = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that made it ends, be it by SIGKILL."""
+    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What boots: its first program, QEMU's path and way of running code, memory as QEMU writes it, patience."""
@@ -351,6 +363,7 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, and no lock
             )
         except OSError as error:
             message = f"{self.qemu} cannot be run: {error}"
@@ -410,10 +423,11 @@ def read_rows(path: Path) -> list[Row]:
         raise LabError(message) from error
     rows = []
     for number, line in enumerate(lines, 1):
-        row = None
+        row: Any = None
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-        if not isinstance(row, dict) or set(row) != set(FIELDS):
+        known = isinstance(row, dict) and set(row) == set(FIELDS)
+        if not known or not all(type(row[name]) is kind for name, kind in KINDS.items()):
             message = f"{path}:{number} is no row of the lab, a JSON object of the fields {', '.join(FIELDS)}"
             raise LabError(message)
         rows.append(row)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import re
+import signal
 import sys
 import threading
 import time
@@ -358,8 +359,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="print the steps as JSON lines")
 
 
+def leave(number: int, _: object) -> None:
+    """End with what shells report for a signal, by way of every `finally`."""
+    raise SystemExit(128 + number)
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run ``execmem lab`` and return its exit code; 1 with a line that says why, when it cannot do what it is told."""
+    """Run ``execmem lab`` and return its exit code; 1 with a line that says why, when it cannot do what it is told.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does: no machine goes on, and no file is left.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, leave)
     try:
         code: int = options.act(options)
     except LabError as error:

@@ -11,6 +11,7 @@ length differs so much between kernels. Left out: several CPUs and nodes, ZONE_D
 from __future__ import annotations
 
 import random
+import re
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,7 @@ REGION: Final = 1 << REGION_ORDER
 MAX_ORDER: Final = 10
 LISTED_ORDERS: Final = 4  # orders with per-CPU lists
 BATCH: Final = 63
+ZONE_AT: Final = 3  # the word of a line of buddyinfo that names the zone
 UNMOVABLE: Final = 0
 MOVABLE: Final = 1
 
@@ -325,7 +327,11 @@ class Memory:
         Its zones are matched from the last to the first named, as they are used. Small blocks count as unmovable ones.
         """
         lines = [line.split() for line in text.splitlines() if line.startswith("Node")]
-        counts = [[int(word) for word in words[4:]] for words in lines if words[3] != "DMA"]
+        for words in lines:
+            if len(words) <= ZONE_AT or not all(re.fullmatch(r"[0-9]{1,12}", word) for word in words[ZONE_AT + 1 :]):
+                message = f"buddyinfo: {' '.join(words)[:80]!r} is not `Node N, zone NAME` and a count for each order"
+                raise ValueError(message)
+        counts = [[int(word) for word in words[ZONE_AT + 1 :]] for words in lines if words[ZONE_AT] != "DMA"]
         if len(counts) != len(self.zones):
             message = f"buddyinfo has {len(counts)} zones besides DMA, the simulated machine {len(self.zones)}"
             raise ValueError(message)

@@ -372,10 +372,10 @@ def records_of(content: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, byt
 
 
 LINE: Final = re.compile(
-    r"^.*?(?P<pid>\d+)(?:/\s*\d+)?\s+(?:\[(?P<cpu>\d+)\]\s+)?(?P<seconds>\d+)\.(?P<part>\d{6,9}):\s+PERF_RECORD_(?P<rest>"
-    r"KSYMBOL addr (?P<at>[0-9a-f]+) len (?P<size>\d+) type (?P<type>\d+) flags 0x(?P<flags>[0-9a-f]+) name "
-    r"(?P<name>.*)"
-    r"|BPF_EVENT type (?P<kind>\d+), flags \d+, id (?P<id>\d+)|LOST lost (?P<lost>\d+))$"
+    r"^.*?(?P<pid>\d{1,9})(?:/\s*\d+)?\s+(?:\[(?P<cpu>\d{1,9})\]\s+)?(?P<seconds>\d{1,9})\.(?P<part>\d{6,9}):\s+"
+    r"PERF_RECORD_(?P<rest>KSYMBOL addr (?P<at>[0-9a-f]{1,16}) len (?P<size>\d{1,9}) type (?P<type>\d{1,4}) "
+    r"flags 0x(?P<flags>[0-9a-f]{1,4}) name (?P<name>.*)"
+    r"|BPF_EVENT type (?P<kind>\d{1,4}), flags \d+, id (?P<id>\d{1,9})|LOST lost (?P<lost>\d{1,18}))$"
 )
 
 

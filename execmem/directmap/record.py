@@ -499,7 +499,8 @@ class Recorder:
                 strong.append(Clue(str(secret.holder), what))
         nobody = "nobody was seen to load code or get secret memory; classic BPF and the kernel itself are not seen"
         if processes.refused:
-            nobody += "; not all processes may be looked into: run as root"
+            nobody += "; not all processes may be looked into"
+            nobody += ": run as root" if os.geteuid() else ", though this is root: a container or a policy refuses"
         if young:
             nobody += f"; begun then: {', '.join(map(str, young[:NAMED]))}"
         return blame(strong, weak, nobody)

@@ -27,7 +27,10 @@ MB_PAGES: Final = 256
 
 
 class Host(NamedTuple):
-    """Memory of a simulated machine, in pages of 4 KB; `buddyinfo`: the text its free lists begin with."""
+    """Memory of a simulated machine, in pages of 4 KB; `buddyinfo`: the text its free lists begin with.
+
+    With that text `free` is what the kernel has not taken for good at boot: nearly all of `total`.
+    """
 
     free: int
     total: int
@@ -72,7 +75,10 @@ def peak(workload: Workload) -> int:
 
 
 def prepare(workload: Workload, kernel: str, host: Host) -> Machine:
-    """Return a machine with aged memory."""
+    """Return a machine with aged memory; ValueError where the host cannot be."""
+    if not 0 < host.free <= host.total or host.total % REGION:
+        message = f"a host of {host.total:,} pages, {host.free:,} of them free, cannot be: whole 2 MB, some of it free"
+        raise ValueError(message)
     machine = Machine(KERNELS[kernel], host.free, host.total)
     if host.buddyinfo:
         machine.memory.seed(host.buddyinfo, workload.seed)
