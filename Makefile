@@ -229,10 +229,12 @@ ASAN_ENV = EXECMEM_SANITIZE=address,undefined EXECMEM_DEBUG=1
 # libstdc++ too, or the runtime does not find the exceptions of C++ extensions that Python loads later.
 ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
 
+UNSANITIZED := directmap* draw* replay_cli house bench
+
 asan: asan-c asan-python
 
 # Python itself never frees all it has, so leaks are looked for in the C tests only. Some tests die of SIGSEGV on purpose.
-# execmem.directmap has no C.
+# Left out are tests of Python that has no C, and of C programs that are built without sanitizers.
 asan-python: build
 	@mkdir -p $(ASAN_TREE)
 	@for old in $(ASAN_TREE)/*; do case "$$old" in */build) ;; *) rm -rf "$$old" ;; esac; done
@@ -242,7 +244,7 @@ asan-python: build
 	cd $(ASAN_TREE) && $(ASAN_ENV) LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH=. \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		HYPOTHESIS_STORAGE_DIRECTORY=.hypothesis \
-		$(abspath $(PY)) -m pytest -p no:cacheprovider -m 'not unsanitized' --ignore-glob='*test_directmap*' --benchmark-skip $(TESTS)
+		$(abspath $(PY)) -m pytest -p no:cacheprovider -m 'not unsanitized' $(UNSANITIZED:%=--ignore-glob='*test_%.py') --benchmark-skip $(TESTS)
 
 # ---- style ----
 

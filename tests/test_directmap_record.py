@@ -537,8 +537,8 @@ def test_modules_that_came_and_went(tmp_path: Path) -> None:
 
 # ---- this machine ----
 
-# Takes secret memory until the kernel says that a page of the direct map was split: a page at a time, later more, for on a
-# machine where it was done before the first ones may lie in regions that are split already.
+# Takes secret memory until the kernel says that a page of the direct map was split: a page at a time, later more, for
+# where that was done before the first ones may lie in regions that are split already.
 SPLITTER = """
 import ctypes, mmap, os, sys
 
