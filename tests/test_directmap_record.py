@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from execmem.directmap.record import (
@@ -64,6 +65,7 @@ class Machine:
         self.slow: dict[str, int] = {"packs": 1}
         self.events: list[Event] = []
         self.secret: dict[int, Secret] = {}
+        self.lies: dict[int, set[int]] = {}  # the regions that secret memory lies in, where that is told
         self.young: list[Process] = []
         self.split: set[int] = set()
         self.refused = 0
@@ -88,6 +90,9 @@ class Machine:
 
     def secrets(self) -> dict[int, Secret]:
         return dict(self.secret)
+
+    def regions_of(self, secret: Secret) -> set[int] | None:
+        return self.lies.get(secret.number)
 
     def started(self, since: int) -> list[Process]:
         return [process for process in self.young if process.start_ns >= since]
@@ -292,6 +297,41 @@ def test_who_got_secret_memory_is_blamed(machine: Machine) -> None:
     machine.split_some()
     recorder.sample()
     assert blamed(machine) == ("pid 8 new", "it got secret memory (memfd_secret)")
+
+
+@pytest.mark.parametrize(
+    ("lies", "owner"),
+    [
+        ({}, ""),  # it cannot be told: two suspects
+        ({1: {HUGE}, 2: {7 * HUGE}}, "pid 8 vault"),
+        ({1: {HUGE}, 2: {HUGE}}, ""),  # neither lies there: who did it has gone
+    ],
+)
+def test_secret_memory_elsewhere_is_no_reason(machine: Machine, lies: dict[int, set[int]], owner: str) -> None:
+    recorder = machine.recorder()
+    recorder.sample()
+    machine.secret = {1: Secret(1, 4096, Process(7, 5, "busy")), 2: Secret(2, 4096, Process(8, 5, "vault"))}
+    machine.lies = lies
+    machine.split = {7 * HUGE}
+    machine.split_some()
+    recorder.sample()
+    found = blamed(machine)
+    assert found[0] == owner
+    if lies and not owner:
+        assert found[1].endswith("secret memory of pid 7 busy, pid 8 vault lies in other regions")
+    elif not owner:
+        assert found[1].startswith("one of: pid 7 busy: ")
+
+
+def test_a_bystander_is_not_blamed_for_who_has_gone(machine: Machine) -> None:
+    recorder = machine.recorder()
+    recorder.sample()
+    machine.secret = {1: Secret(1, 8192, Process(7, 5, "busy"))}
+    machine.lies = {1: {HUGE}}
+    machine.split = {7 * HUGE}
+    machine.split_some()
+    recorder.sample()
+    assert blamed(machine)[0] == ""
 
 
 def test_who_touched_more_of_its_secret_memory_is_blamed(machine: Machine) -> None:
@@ -505,6 +545,27 @@ def test_processes_are_read(tmp_path: Path) -> None:
     }
     assert [str(process) for process in processes.started(10**15)] == ["pid 8 young"]
     assert processes.refused == 0
+
+
+def test_where_secret_memory_lies_is_read_from_pagemap(tmp_path: Path) -> None:
+    maps = "10000-13000 rw-s 0 00:0e 30   /secretmem (deleted)\n20000-21000 rw-s 0 00:0e 31   /secretmem (deleted)\n"
+    folder = tmp_path / "proc" / "7"
+    folder.mkdir(parents=True)
+    (folder / "maps").write_text(maps)
+    entries = np.zeros(0x21, np.uint64)
+    there = 1 << 63 | 1 << 61
+    entries[0x10:0x13] = [there | 513, 0, there | 1025]
+    entries[0x20] = there | 4096
+    (folder / "pagemap").write_bytes(entries.tobytes())
+    processes, owner = Processes(tmp_path), Process(7, 5, "vault")
+    assert processes.regions_of(Secret(30, 8192, owner)) == {HUGE, 2 * HUGE}
+    assert processes.regions_of(Secret(31, 4096, owner)) == {8 * HUGE}
+    entries[0x20] = there  # as the kernel tells others than root
+    (folder / "pagemap").write_bytes(entries.tobytes())
+    assert processes.regions_of(Secret(31, 4096, owner)) is None
+    assert processes.regions_of(Secret(31, 4096, Process(8, 5, "gone"))) is None
+    (folder / "maps").write_text("0-7000000000 rw-s 0 00:0e 31   /secretmem (deleted)\n")
+    assert processes.regions_of(Secret(31, 4096, owner)) is None
 
 
 def test_processes_begin_when_they_did() -> None:

@@ -49,6 +49,11 @@ SECRET: Final = re.compile(
     rb"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ (\d+) +/secretmem[^\n]*\n(?:[A-Z][^\n]*\n)*?Rss: +(\d+) kB", re.MULTILINE
 )
 
+SECRET_PLACE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ (\d+) +/secretmem", re.MULTILINE)
+PAGE: Final = 4096
+FRAME: Final = (1 << 55) - 1  # the page's number in an entry of pagemap, whose highest bit says that it is there
+LOOKED_AT: Final = 1 << 18  # pages of secret memory: 1 GB
+
 
 @dataclass(frozen=True)
 class Process:
@@ -138,11 +143,47 @@ class Processes:
                 found[number] = Secret(number, max(size, known.resident if known else 0), holder)
         return found
 
+    def regions_of(self, secret: Secret) -> set[int] | None:
+        """Return the offsets in the direct map of the 2 MB regions its pages lie in; None where it cannot be told.
+
+        8 bytes are read for each page that is mapped, of 1 GB at most.
+        """
+        folder = self.root / str(secret.holder.pid)
+        found: set[int] = set()
+        left = LOOKED_AT
+        try:
+            with (folder / "pagemap").open("rb", buffering=0) as pagemap:
+                for start, end, number in SECRET_PLACE.findall((folder / "maps").read_bytes()):
+                    if int(number) != secret.number:
+                        continue
+                    first, count = int(start, 16) // PAGE, (int(end, 16) - int(start, 16)) // PAGE
+                    if count > left:
+                        return None
+                    left -= count
+                    pagemap.seek(8 * first)
+                    entries = np.frombuffer(pagemap.read(8 * count), "<u8")
+                    frames = entries[entries >> 63 == 1] & FRAME
+                    if not np.all(frames):
+                        return None  # the kernel hides them from who has not CAP_SYS_ADMIN
+                    found.update(np.unique(frames * PAGE // HUGE * HUGE).tolist())
+        except OSError:
+            return None
+        return found
+
 
 # ---- who did it: pure ----
 
 
 NAMED: Final = 5  # suspects that a reason names at most
+
+
+class Clues(NamedTuple):
+    """What was seen of a window: by rule, the reason when there is nothing, and secret memory that has grown."""
+
+    strong: list[Clue]
+    weak: list[Clue]
+    nobody: str
+    grown: Sequence[Secret] = ()
 
 
 class Clue(NamedTuple):
@@ -433,8 +474,9 @@ class Recorder:
     def _explain(self, growth: Sequence[Growth], now: int) -> list[Event]:
         """Return the rows of splits and joins, with who did them."""
         look = self._allowance.left
-        culprit = self._find_culprit(look=look)
+        clues = self._find_clues(look=look)
         places = self._find_places(growth) if look else {}
+        culprit = self._judge(clues, places.get(Kind.SPLIT, []), growth)
         self._skipped = not look
         rows = []
         for kind, size, count in growth:
@@ -474,7 +516,7 @@ class Recorder:
         self._regions ^= self._early
         return {Kind.SPLIT: split[: counts.get(Kind.SPLIT, 0)], Kind.JOIN: joined[: counts.get(Kind.JOIN, 0)]}
 
-    def _find_culprit(self, *, look: bool) -> Clue:
+    def _find_clues(self, *, look: bool) -> Clues:
         """Find out who did what splits since the sample before; `look`: also at processes."""
         strong = [
             Clue(event.owner, "it was loaded" if event.client == Client.MODULE else f"it loaded {event.name}")
@@ -484,26 +526,48 @@ class Recorder:
         weak = [Clue(event.owner, f"its {event.name} was freed") for event in self._recent if event.kind == Kind.UNLOAD]
         processes = self.means.processes
         if processes is None:
-            return blame(strong, weak, f"processes cannot be looked at: {self.means.missing.get('processes', '')}")
+            return Clues(strong, weak, f"processes cannot be looked at: {self.means.missing.get('processes', '')}")
         if not look:
-            return blame(strong, weak, "not looked: so many splits that looking would cost more than its allowance")
+            return Clues(strong, weak, "not looked: so many splits that looking would cost more than its allowance")
         before = self._secrets
         try:
             self._secrets = processes.secrets()
             young = [] if strong or weak else processes.started(self._since)
         except NotAvailable as error:
-            return blame(strong, weak, f"processes cannot be looked at any more: {error}")
-        what = "it got secret memory (memfd_secret)" + " since the last look" * self._skipped
-        for number, secret in self._secrets.items():
-            if secret.resident > (before[number].resident if number in before else 0):
-                strong.append(Clue(str(secret.holder), what))
+            return Clues(strong, weak, f"processes cannot be looked at any more: {error}")
+        grown = [
+            secret
+            for number, secret in self._secrets.items()
+            if secret.resident > (before[number].resident if number in before else 0)
+        ]
         nobody = "nobody was seen to load code or get secret memory; classic BPF and the kernel itself are not seen"
         if processes.refused:
             nobody += "; not all processes may be looked into"
             nobody += ": run as root" if os.geteuid() else ", though this is root: a container or a policy refuses"
         if young:
             nobody += f"; begun then: {', '.join(map(str, young[:NAMED]))}"
-        return blame(strong, weak, nobody)
+        return Clues(strong, weak, nobody, grown)
+
+    def _judge(self, clues: Clues, split: Sequence[int], growth: Sequence[Growth]) -> Clue:
+        """Return who is to blame. Who got secret memory is no suspect when none of it lies in what was split.
+
+        That can be told when the offset of each split region is known, and where that memory lies.
+        """
+        count = sum(count for kind, _, count in growth if kind == Kind.SPLIT)
+        what = "it got secret memory (memfd_secret)" + " since the last look" * self._skipped
+        strong, elsewhere = list(clues.strong), []
+        for secret in clues.grown:
+            known = (
+                self.means.processes.regions_of(secret) if self.means.processes and count == len(split) > 0 else None
+            )
+            if known is None or known & set(split):
+                strong.append(Clue(str(secret.holder), what))
+            else:
+                elsewhere.append(str(secret.holder))
+        nobody = clues.nobody
+        if elsewhere:
+            nobody += f"; secret memory of {', '.join(elsewhere[:NAMED])} lies in other regions"
+        return blame(strong, clues.weak, nobody)
 
     def run(
         self,
