@@ -4,7 +4,7 @@
     execmem directmap record FILE       sample and listen into a trace, until Ctrl-C or for --seconds
     execmem directmap report FILE       what a trace tells: code that came and went, splits and who did them
 
-Pictures: show and report take --svg OUT and --html OUT.
+Pictures: show and report take --svg OUT, --png OUT and --html OUT.
 
 Where the compiled core is missing the same runs as ``python -m execmem.directmap_cli show``.
 """
@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from execmem import draw_html, draw_svg
+from execmem import draw_html, draw_svg, picture
 from execmem.directmap import convert, history, perf, record, region, source
 from execmem.directmap.source import NotAvailable
 from execmem.directmap.trace import EVENT, Client, Kind, Texts, Trace, TraceError, Writer, describe_machine
 from execmem.draw import Paint, clean, columns, tell_bytes, tell_time, text_width
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Self
@@ -45,34 +45,9 @@ TOP: Final = 10  # owners and reasons that a report lists
 # ---- pictures ----
 
 
-@contextlib.contextmanager
-def written_whole(path: str) -> Iterator[Path]:
-    """Give a path to write to; it gets its name when all is written, and is gone when that went wrong."""
-    target = Path(path)
-    if target.exists() and not target.is_file():  # a pipe, /dev/stdout
-        yield target
-        return
-    target = target.resolve()
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_whole(path: str, text: str) -> None:
-    """Write a file, all of it or nothing."""
-    with written_whole(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def write_pictures(options: argparse.Namespace, told: history.History) -> None:
     """Write the files that were asked for."""
-    if options.svg:
-        write_whole(options.svg, draw_svg.draw_history(told))
-    if options.html:
-        write_whole(options.html, draw_html.draw_page(told))
+    picture.write_pictures(options, lambda: draw_svg.draw_history(told), lambda: draw_html.draw_page(told))
 
 
 def walk_now(header: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
@@ -137,7 +112,7 @@ def show(options: argparse.Namespace) -> int:
     walk = None
     with contextlib.suppress(NotAvailable):
         walk = region.walk()
-    if options.svg or options.html:
+    if picture.names(options):
         state = walk.state if walk else region.walk().state  # again: for the error that tells why not
         write_pictures(options, history.tell(np.zeros(0, EVENT), describe_machine(), state))
     missing = {one.name: one.missing() for one in SOURCES}
@@ -388,17 +363,17 @@ def report(options: argparse.Namespace) -> int:
         size = Path(options.file).stat().st_size
         if size > LARGE:
             print(f"reading {tell_bytes(size)} of rows: some seconds, and five times as much memory", file=sys.stderr)
-        for out in (options.csv, options.parquet, options.svg, options.html):
+        for out in (options.csv, options.parquet, *picture.names(options)):
             if out and Path(out).exists() and Path(out).samefile(options.file):
                 message = f"{out} is the trace itself, which would be lost; name another file"
                 raise TraceError(message)
         if options.csv:
-            with written_whole(options.csv) as part, part.open("w", encoding="utf-8", newline="") as file:
+            with picture.written_whole(options.csv) as part, part.open("w", encoding="utf-8", newline="") as file:
                 convert.write_csv(trace.rows(), file)
         if options.parquet:
-            with written_whole(options.parquet) as part:
+            with picture.written_whole(options.parquet) as part:
                 convert.write_parquet(trace.rows(), part, trace.header)
-        if options.svg or options.html:
+        if picture.names(options):
             state = walk_now(trace.header) if options.walk else None
             write_pictures(options, history.tell(trace.rows(), trace.header, state))
         found = summarise(trace)
@@ -425,8 +400,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem directmap``."""
     parser.epilog = "show and report take --json; each explains itself with --help"
     pictures = argparse.ArgumentParser(add_help=False)
-    pictures.add_argument("--svg", metavar="OUT", help="draw a picture too, as SVG")
-    pictures.add_argument("--html", metavar="OUT", help="draw a page too, which needs no network: zoom, hover, time")
+    picture.add_arguments(pictures)
     names = parser.add_subparsers(dest="action", metavar="show|record|report", required=True)
     one = names.add_parser("show", parents=[pictures], help="what the direct map is now, and what can be known here")
     one.add_argument("--json", action="store_true", help="print JSON")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import browser
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from test_draw_svg import HEADER, HOSTILE, HUGE, S, parse, some_rows, some_states
 
-from execmem import cli, directmap_cli, draw_html, draw_svg
+from execmem import cli, draw_html, draw_svg, picture
 from execmem.directmap import history, region
 from execmem.directmap.region import State
 from execmem.directmap.source import NotAvailable
@@ -151,6 +152,32 @@ def test_a_report_draws_files(trace: Path, tmp_path: Path, capsys: pytest.Captur
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.svg", "a.trace"]
 
 
+def test_a_png_is_the_picture(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("resvg_py")
+    out = tmp_path / "a.png"
+    code, _, err = run(capsys, "report", trace, "--png", out)
+    if code and picture.NO_FONTS in err:
+        pytest.skip(picture.NO_FONTS)
+    assert (code, err) == (0, "")
+    data = out.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert int.from_bytes(data[16:20], "big") == draw_svg.WIDTH * picture.ZOOM
+
+
+@pytest.mark.parametrize("what", ["resvg", "fonts"])
+def test_a_png_that_cannot_be_made_says_what_to_do(
+    what: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "resvg":
+        monkeypatch.setitem(sys.modules, "resvg_py", None)
+    else:
+        pytest.importorskip("resvg_py")
+        monkeypatch.setattr(picture, "FONTS", (str(tmp_path),))
+    code, _, err = run(capsys, "report", trace, "--png", tmp_path / "a.png")
+    assert (code, (tmp_path / "a.png").exists()) == (1, False)
+    assert {"resvg": "pip install 'execmem[png]'", "fonts": "apt install fonts-dejavu-core"}[what] in err
+
+
 def test_show_draws_what_a_walk_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,9 +214,9 @@ def test_all_regions_are_drawn_of_this_machine_only(
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, link = tmp_path / "a.svg", tmp_path / "link.svg"
-    directmap_cli.write_whole(str(target), "first")
+    picture.write_whole(str(target), "first")
     link.symlink_to(target)
-    directmap_cli.write_whole(str(link), "second")
+    picture.write_whole(str(link), "second")
     assert (link.is_symlink(), target.read_text()) == (True, "second")
 
     def fail(*_: object) -> None:
@@ -198,7 +225,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(type(target), "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        directmap_cli.write_whole(str(target), "third")
+        picture.write_whole(str(target), "third")
     assert target.read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "link.svg"]
 
@@ -206,7 +233,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_pipe_is_written_as_it_is() -> None:
     read, write = os.pipe()
     try:
-        directmap_cli.write_whole(f"/dev/fd/{write}", "through")
+        picture.write_whole(f"/dev/fd/{write}", "through")
         assert os.read(read, 100) == b"through"
     finally:
         os.close(read)

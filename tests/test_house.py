@@ -246,7 +246,19 @@ MODULES: Final = (
     *("directmap.lab", "directmap.lab_cli"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function", "domain"),
     *("patch", "object", "execmem"),
-    *("draw", "draw_svg", "draw_html", "watch", "survey", "draw_packs", "demo_code", "demo", "soak", "doctor"),
+    *(
+        "draw",
+        "draw_svg",
+        "draw_html",
+        "picture",
+        "watch",
+        "survey",
+        "draw_packs",
+        "demo_code",
+        "demo",
+        "soak",
+        "doctor",
+    ),
     *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "cli", "__main__"),
 )
 
