@@ -96,7 +96,7 @@ void model_expect_bytes(const struct thing *t)
 }
 
 /* After a refused write or free: each byte of the range is as it was, or all of the range is blank. */
-static void adopt_blank(struct thing *t, uint64_t from, uint64_t len)
+void model_adopt_blank(struct thing *t, uint64_t from, uint64_t len)
 {
 	if (memcmp(t->address + from, t->bytes + from, len) != 0)
 		model_blank(t->bytes + from, t->kind, from, len);
@@ -166,6 +166,7 @@ void model_expect_counts(int room)
 	EXPECT(execmem_domain_count(r->d, &sum) == 0);
 	EXPECT(sum.allocs - sum.frees == r->live + r->lost);
 	EXPECT(sum.live_bytes == r->live_bytes + r->lost_bytes && sum.used_bytes == r->used + r->lost_used);
+	EXPECT(sum.retired_blocks == r->retired && sum.retired_bytes == r->retired_bytes);
 	model_waiting_expect_counts(room, &sum);
 }
 
@@ -191,6 +192,7 @@ static void expect_all(void)
 	for (int i = 0; i < BLOCKS; i++)
 		if (model.things[i].address)
 			model_expect_bytes(&model.things[i]);
+	model_live_expect();
 }
 
 /* ---- the shadow's books ---- */
@@ -302,7 +304,7 @@ static void fill_thing(void)
 		model_expect_bytes(t);
 	} else {
 		model_expect_systems(err, model.rooms[t->room].mode);
-		adopt_blank(t, from, len);
+		model_adopt_blank(t, from, len);
 	}
 }
 
@@ -325,7 +327,7 @@ static void free_thing(void)
 		bury_thing(t, shard);
 	} else {
 		model_expect_systems(err, model.rooms[room].mode);
-		adopt_blank(t, 0, t->size);
+		model_adopt_blank(t, 0, t->size);
 	}
 	model_expect_counts(room);
 }
@@ -467,7 +469,7 @@ static void fill_many(void)
 		if (i < done)
 			memcpy(picked[i]->bytes, model_source + offsets[i], offsets[i + 1] - offsets[i]);
 		else if (i == done)
-			adopt_blank(picked[i], 0, offsets[i + 1] - offsets[i]);
+			model_adopt_blank(picked[i], 0, offsets[i + 1] - offsets[i]);
 		model_expect_bytes(picked[i]);
 	}
 }
@@ -495,7 +497,7 @@ static void free_many(void)
 		else if (model.rooms[room].sealed)
 			model_expect_bytes(picked[i]);
 		else
-			adopt_blank(picked[i], 0, picked[i]->size);
+			model_adopt_blank(picked[i], 0, picked[i]->size);
 	model_expect_counts(room);
 }
 
@@ -540,8 +542,30 @@ static void expect_stats(const struct room *r)
 	execmem_stats stats;
 
 	EXPECT(execmem_domain_stats(r->d, &stats) == 0);
-	EXPECT(stats.live_blocks == r->live + r->lost && stats.trust == r->trust);
+	EXPECT(stats.live_blocks == r->live + r->lost - r->retired && stats.trust == r->trust);
+	EXPECT(stats.retired_blocks == r->retired && stats.retired_bytes == r->retired_bytes);
 	EXPECT((stats.sealed != EXECMEM_SEALED_NOT) == r->sealed && (stats.quarantined_blocks == 0 || r->quarantine));
+}
+
+enum { GO_OFFLINE = 32 }; /* an operation that is not drawn */
+
+/* Of one block, or with blocks that run. */
+static void step_on_block(uint32_t op)
+{
+	if (op == GO_OFFLINE)
+		model_live_offline();
+	else if (op < 19)
+		fill_thing();
+	else if (op < 21)
+		make_thing(false);
+	else if (op < 26)
+		make_thing(true);
+	else if (op == 26)
+		model_live_poke();
+	else if (op == 27)
+		model_live_retire();
+	else
+		free_thing();
 }
 
 static void step(uint32_t op)
@@ -593,24 +617,8 @@ static void step(uint32_t op)
 	case 15:
 		set_script();
 		break;
-	case 16:
-	case 17:
-	case 18:
-		fill_thing();
-		break;
-	case 19:
-	case 20:
-		make_thing(false);
-		break;
-	case 21:
-	case 22:
-	case 23:
-	case 24:
-	case 25:
-		make_thing(true);
-		break;
 	default:
-		free_thing();
+		step_on_block(op);
 		break;
 	}
 }
@@ -647,10 +655,11 @@ static void step_elsewhere(uint32_t op)
 	}
 	pthread_mutex_lock(&other.lock);
 	other.op = op;
-	other.mine = true;
+	other.mine = model.elsewhere = true;
 	pthread_cond_broadcast(&other.turned);
 	while (other.mine)
 		pthread_cond_wait(&other.turned, &other.lock);
+	model.elsewhere = false;
 	pthread_mutex_unlock(&other.lock);
 }
 
@@ -696,6 +705,8 @@ static void finish(void)
 	if (model.o.faults == MODEL_FAULTS_DRAWN)
 		model_stop_failures();
 	expect_all();
+	model_live_offline();
+	step_elsewhere(GO_OFFLINE);
 	EXPECT(execmem_domain_limit(model.rooms[0].d, UINT64_MAX) == 0);
 	for (int i = 0; i < BLOCKS; i++) {
 		struct thing *t = &model.things[i];
@@ -709,6 +720,7 @@ static void finish(void)
 		if (i > 0 && model.rooms[i].open && model.rooms[i].parent == 0)
 			model_end_room(i);
 	model_stop_failures();
+	model_live_settle();
 	EXPECT_LAWFUL(model.rooms[0].d);
 	model_expect_counts(0);
 	model_census_expect_kept();

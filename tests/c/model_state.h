@@ -5,7 +5,7 @@
 #include "model.h"
 #include "test.h"
 
-enum { DOMAINS = 6, BLOCKS = 192, BATCH = 48, STALE = 4, BIGGEST = 5 << 20, SPANS = 2, WATCHED = 8 };
+enum { DOMAINS = 6, BLOCKS = 192, BATCH = 48, STALE = 4, BIGGEST = 5 << 20, SPANS = 2, WATCHED = 8, RETIRED = 48 };
 
 struct waiting { /* a freed block that nobody may get yet */
 	uint8_t *address;
@@ -35,6 +35,7 @@ struct room { /* a domain; the first is the root */
 	bool sealed;        /* nothing of it changes any more */
 	bool pinned;        /* it or one below is sealed: it cannot be closed */
 	uint64_t kept_used; /* of sealed children that are watched no more */
+	uint64_t retired, retired_bytes; /* of the live ones */
 	const void *code;   /* of a sealed one: a function */
 	uint32_t result;    /* what it gives */
 };
@@ -47,6 +48,12 @@ struct thing { /* a block */
 	char name[40];
 };
 
+struct retired { /* a block that waits until nobody can be inside */
+	struct thing thing;
+	bool late[2]; /* threads that must say first that they are outside */
+	int shard;    /* it is freed in */
+};
+
 struct model_state {
 	struct model_options o;
 	size_t at;
@@ -56,6 +63,10 @@ struct model_state {
 	struct thing things[BLOCKS];
 	execmem_domain *stale[STALE];
 	struct thing freed; /* the last one: address, room */
+	struct retired gone[RETIRED]; /* oldest first */
+	int retired;
+	bool elsewhere; /* the second thread has its turn */
+	int online[2]; /* how often each thread has said so */
 	int spans;
 	int seals; /* done in this run */
 };
@@ -73,6 +84,7 @@ struct thing *model_draw_thing(void); /* a live block; NULL: there is none */
 uint64_t model_rounded(uint64_t size);
 void model_blank(uint8_t *to, int kind, uint64_t phase, uint64_t len);
 void model_expect_bytes(const struct thing *thing);
+void model_adopt_blank(struct thing *thing, uint64_t from, uint64_t len); /* after a refusal: as it was, or blank */
 uint64_t model_charged(int room);
 bool model_is_systems(int err);
 void model_expect_systems(int err, int mode);
@@ -113,6 +125,15 @@ bool model_census_can_seal(void); /* the kernel has mseal, and lets it through *
 bool model_census_has_room(void); /* for another */
 void model_census_keep(const struct room *sealed);
 void model_census_expect_kept(void); /* they are as they were */
+
+/* ---- model_live.c: instructions that are changed, blocks that are retired ---- */
+
+void model_live_poke(void);
+void model_live_retire(void);
+void model_live_offline(void); /* the calling thread */
+void model_live_settle(void); /* what waits is freed */
+void model_live_forget(int room); /* what waits there goes with it */
+void model_live_expect(void); /* what waits is as it was */
 
 /* ---- model_wrong.c ---- */
 
