@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
@@ -353,17 +354,24 @@ def print_report(found: Mapping[str, Any]) -> None:
         print(f"and {len(found['splits']) - TOP:,} more kinds: --json has them all")
 
 
+def open_text(path: Path, *, packed: bool) -> TextIO:
+    """Open a file for text, which is compressed on its way."""
+    if packed:
+        return gzip.open(path, "wt", compresslevel=3, encoding="utf-8")
+    return path.open("w", encoding="utf-8")
+
+
 LARGE: Final = 64 << 20
 WORDS: Final = {"before": "there before", "loads": "came", "unloads": "went"}
 
 
 def report(options: argparse.Namespace) -> int:
-    """Print what a trace tells, or write it as CSV or Parquet."""
+    """Print what a trace tells, and write it for other tools."""
     with Trace.open(options.file) as trace:
         size = Path(options.file).stat().st_size
         if size > LARGE:
             print(f"reading {tell_bytes(size)} of rows: some seconds, and five times as much memory", file=sys.stderr)
-        for out in (options.csv, options.parquet, *picture.names(options)):
+        for out in (options.csv, options.parquet, options.perfetto, *picture.names(options)):
             if out and Path(out).exists() and Path(out).samefile(options.file):
                 message = f"{out} is the trace itself, which would be lost; name another file"
                 raise TraceError(message)
@@ -373,6 +381,10 @@ def report(options: argparse.Namespace) -> int:
         if options.parquet:
             with picture.written_whole(options.parquet) as part:
                 convert.write_parquet(trace.rows(), part, trace.header)
+        if options.perfetto:
+            packed = options.perfetto.endswith(".gz")
+            with picture.written_whole(options.perfetto) as part, open_text(part, packed=packed) as file:
+                convert.write_perfetto(trace.rows(), trace.header, file)
         if picture.names(options):
             state = walk_now(trace.header) if options.walk else None
             write_pictures(options, history.tell(trace.rows(), trace.header, state))
@@ -417,6 +429,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument("--csv", metavar="OUT", help="write all rows as CSV too")
     one.add_argument("--parquet", metavar="OUT", help="write all rows as Parquet too; needs pyarrow")
+    one.add_argument(
+        "--perfetto", metavar="OUT", help="write all rows for ui.perfetto.dev too; compressed if OUT ends in .gz"
+    )
     one.add_argument("--walk", action="store_true", help="draw all regions, as page tables have them now; for root")
     one.set_defaults(act=report)
 

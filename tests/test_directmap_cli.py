@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import gzip
 import json
 import os
 import pty
@@ -12,13 +14,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pytest
 
 from execmem import cli, directmap_cli
-from execmem.directmap import record
+from execmem.directmap import convert, record
 from execmem.directmap.region import State
 from execmem.directmap.source import NotAvailable
 from execmem.directmap.trace import ROWS_AT, Client, Event, Kind, Trace, Writer
@@ -140,6 +142,35 @@ def test_rows_are_written_for_other_tools(trace: Path, tmp_path: Path, capsys: p
     assert code == 0
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         assert [row["kind"] for row in csv.DictReader(file)].count("split") == 3
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+def test_a_trace_is_written_for_perfetto(
+    name: str, trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    code, _, err = run(capsys, "report", trace, "--perfetto", out)
+    assert (code, err) == (0, "")
+    text = gzip.decompress(out.read_bytes()) if name.endswith(".gz") else out.read_bytes()
+    begun = [one for one in json.loads(text)["traceEvents"] if one["ph"] == "b"]
+    assert [(one["name"], one["ts"]) for one in begun][:2] == [("old", 0), ("cls", 1_000_000)]
+    assert sorted(tmp_path.iterdir()) == sorted([trace, out])
+
+
+def test_a_perfetto_file_that_cannot_be_written_is_not_there(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run(capsys, "report", trace, "--perfetto", trace)
+    assert (code, "the trace itself" in err) == (1, True)
+
+    def fail(_rows: object, _header: object, file: TextIO) -> None:
+        file.write("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(convert, "write_perfetto", fail)
+    code, _, err = run(capsys, "report", trace, "--perfetto", tmp_path / "full.json")
+    assert (code, err.count("\n"), "No space left" in err) == (1, 1, True)
+    assert list(tmp_path.iterdir()) == [trace]
 
 
 def test_parquet_without_pyarrow_is_one_line(

@@ -10,7 +10,7 @@ import os
 import random
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from execmem.directmap.convert import (
     read_perf_map,
     write_csv,
     write_parquet,
+    write_perfetto,
 )
 from execmem.directmap.trace import EVENT, Client, Event, Kind, Lexicon, TraceError
 from execmem.ledger import EVENT_DTYPE, HEADER_DTYPE, SHARD_DTYPE
@@ -366,3 +367,100 @@ def test_no_rows_are_written_too() -> None:
     out = io.StringIO()
     write_csv(np.empty(0, dtype=EVENT), out)
     assert out.getvalue() == "ns,at,size,id,kind,client,owner,name\n"
+
+
+# ---- trace events ----
+
+START = 10**15 + 7
+HOSTILE = 'a"\\\n\x1b[2J</script>\u2028\U0001f4a3{'
+
+
+def write_events(events: list[Event]) -> list[dict[str, Any]]:
+    """Write events as trace events, see that viewers can nest them, and return them without those that name tracks."""
+    file = io.StringIO()
+    header = {"machine": "x86_64", "kernel": "6.1 " + HOSTILE, "start_realtime_ns": 5, "start_ns": START}
+    write_perfetto(Lexicon().pack(events), header, file)
+    found = json.loads(file.getvalue())
+    assert found["displayTimeUnit"] == "ns"
+    assert found["otherData"]["kernel"] == header["kernel"]
+    told = found["traceEvents"]
+    assert all({"ph", "pid", "tid", "ts", "name", "args"} <= one.keys() for one in told)
+    assert all(one["ts"] >= 0 for one in told)
+    processes = {one["pid"] for one in told if one["name"] == "process_name"}
+    assert processes == {one["pid"] for one in told}
+    open_slices: dict[tuple[Any, ...], list[float]] = {}
+    for one in sorted(told, key=lambda one: one["ts"]):  # stable, as viewers sort
+        key = tuple(one.get(field) for field in ("pid", "cat", "id", "name"))
+        if one["ph"] == "b":
+            assert one["pid"] != 1
+            open_slices.setdefault(key, []).append(one["ts"])
+        elif one["ph"] == "e":
+            assert open_slices[key].pop() <= one["ts"]
+    assert not any(open_slices.values())
+    return [one for one in told if one["ph"] != "M"]
+
+
+def test_code_is_a_slice_from_its_load_to_its_unload() -> None:
+    load = Event(Kind.LOAD, START + 1_234_567, 0xFFFF_FFFF_C000_1000, 213, 7, Client.BPF, "pid 9 tc", "cls_main")
+    begin, end = write_events([load, load._replace(kind=Kind.UNLOAD, ns=START + 2_000_001)])
+    assert begin == {
+        "ph": "b", "cat": "code", "id": "1.1", "pid": 3, "tid": 0, "ts": 1234.567, "name": "cls_main",
+        "args": {"size": 213, "address": "0xffffffffc0001000", "owner": "pid 9 tc", "id": 7},
+    }  # fmt: skip
+    assert end == {**begin, "ph": "e", "ts": 2000.001, "args": {}}
+
+
+def test_what_was_there_before_begins_at_zero_and_what_stays_ends_with_the_trace() -> None:
+    old = Event(Kind.LOAD, START - 5, 0, 64, 1, Client.BPF, "", "old")
+    unseen = Event(Kind.UNLOAD, START + 3000, 64, 64, 2, Client.MODULE, "", "unseen")
+    last = Event(Kind.SAMPLE, START + 9000, 1, name="counter")
+    found = {(one["ph"], one["name"]): one for one in write_events([old, unseen, last])}
+    assert [found["b", name]["ts"] for name in ("old", "unseen")] == [0, 0]
+    assert [found["e", name]["ts"] for name in ("old", "unseen")] == [9, 3]
+    assert "lives on" in found["e", "old"]["args"]["end"]
+    assert found["b", "old"]["args"] == {"size": 64, "address": "not known", "owner": "not known", "id": 1}
+
+
+def test_pieces_that_cannot_be_told_apart_each_begin_and_end() -> None:
+    load = Event(Kind.LOAD, START, 0, 64, 0, Client.CLASSIC, "", "")
+    unload = load._replace(kind=Kind.UNLOAD)
+    events = [load, load, unload._replace(ns=START + 1), load._replace(ns=START + 1), unload._replace(ns=START + 2)]
+    phases = [one["ph"] for one in write_events(events)]
+    assert phases == ["b", "b", "e", "b", "e", "e"]
+
+
+def test_lanes_are_used_again_so_that_tracks_are_few() -> None:
+    events = []
+    for number in range(2000):
+        load = Event(Kind.LOAD, START + number, 64 * number, 64, number, Client.BPF, "", f"f{number % 3}")
+        events += [load, load._replace(kind=Kind.UNLOAD, ns=START + number + 2)]
+    found = write_events(sorted(events, key=lambda event: event.ns))
+    assert len({one["id"] for one in found}) <= 3
+
+
+def test_counters_and_splits() -> None:
+    sample = Event(Kind.SAMPLE, START + 1000, (1 << 64) - 1, name="directmap_4k")
+    split = Event(Kind.SPLIT, START + 2000, 5 << 21, 2 << 20, 3, owner="pid 9 tc", name="it loaded cls_main")
+    counter, instant, join = write_events([sample, split, split._replace(kind=Kind.JOIN, at=0, owner="")])
+    assert (counter["ph"], counter["name"], counter["args"]) == ("C", "directmap_4k", {"value": (1 << 64) - 1})
+    assert (instant["ph"], instant["s"], instant["name"], instant["ts"]) == ("i", "t", "split", 2)
+    assert instant["args"] == {
+        "owner": "pid 9 tc", "why": "it loaded cls_main", "count": 3, "size": 2 << 20, "offset": "0xa00000",
+    }  # fmt: skip
+    assert (join["name"], join["args"]["owner"], join["args"]["offset"]) == ("join", "not known", "not known")
+
+
+def test_hostile_names_stay_texts_in_trace_events() -> None:
+    kinds = (Kind.LOAD, Kind.SAMPLE, Kind.SPLIT)
+    found = write_events([Event(kind, START, 1, 1, 1, Client.BPF, HOSTILE, HOSTILE) for kind in kinds])
+    texts = [one["name"] if one["ph"] != "i" else one["args"]["why"] for one in found]
+    assert texts == [HOSTILE] * 4
+    unknown = Lexicon().pack([Event(Kind.LOAD, START, client=Client.BPF, name="f")])
+    unknown["client"][-1] = 200
+    file = io.StringIO()
+    write_perfetto(unknown, {"machine": "", "kernel": "", "start_realtime_ns": 0, "start_ns": START}, file)
+    assert "code: client 200" in file.getvalue()
+
+
+def test_no_rows_are_a_trace_without_events() -> None:
+    assert write_events([]) == []
