@@ -452,7 +452,11 @@ class Process:
         self._started = self._start()
         command = read_file(pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ")
         self.command = command.decode("utf-8", "replace")
-        maps = self.refresh()
+        try:
+            maps = self.refresh()
+        except BaseException:
+            self.close()
+            raise
         if self.ledgers:
             return
         if self._start() is None:

@@ -253,13 +253,15 @@ MODULES: Final = (
         "picture",
         "watch",
         "survey",
+        "export",
+        "export_packs",
         "draw_packs",
         "demo_code",
         "demo",
         "soak",
         "doctor",
     ),
-    *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "cli", "__main__"),
+    *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "export_cli", "cli", "__main__"),
 )
 
 
