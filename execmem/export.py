@@ -118,7 +118,7 @@ class Page:
 
     def tell_source(self, name: str, why: str | None) -> None:
         """Tell that a source was read, or why it was not."""
-        self.add("execmem_source_up", float(why is None), source=name)
+        self.add("execmem_source_up", int(why is None), source=name)
         if why is not None:
             self.missing[name] = clean(why)
 

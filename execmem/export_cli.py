@@ -357,7 +357,8 @@ def run(options: argparse.Namespace) -> int:
             elif options.out:
                 picture.write_whole(options.out, exporter.text())
             else:
-                print(exporter.text(), end="")
+                sys.stdout.flush()
+                sys.stdout.buffer.write(exporter.text().encode())  # UTF-8, whatever the terminal is
     except UsageError as error:
         print(f"execmem export: {error}", file=sys.stderr)
         return USAGE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import io
 import json
 import math
 import os
@@ -166,6 +167,12 @@ def test_this_machine_is_told_as_far_as_it_can_be(capsys: pytest.CaptureFixture[
         there = any(name == f"execmem_{metric}" for name, _ in samples)
         assert there == (labelled(samples, "source_up", source=source) == 1)
     assert not any("domain" in name for name, _ in samples)
+
+
+def test_the_page_of_metrics_tells_each_with_its_help() -> None:
+    page = (Path(__file__).parent.parent / "docs/export.md").read_text("utf-8")
+    for name, family in export.FAMILIES.items():
+        assert re.search(rf"^\| `{name}` \|.*\| {re.escape(family.help)} \|$", page, re.MULTILINE)
 
 
 # ---- processes ----
@@ -341,6 +348,15 @@ def test_json_has_the_documented_keys(domain: execmem.Domain, capsys: pytest.Cap
     assert {"execmem_domain_packs", "execmem_source_up"} <= names <= set(export.FAMILIES)
     assert all(isinstance(why, str) for why in told["missing"].values())
     del block
+
+
+def test_output_is_utf_8_whatever_the_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    with execmem.Domain("f\u00fcr"), io.TextIOWrapper(out, encoding="ascii") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(["export", str(os.getpid())]) == 0
+        assert of(parse(out.getvalue().decode()), "domains", "f\u00fcr") == 1
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

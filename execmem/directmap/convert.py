@@ -459,7 +459,8 @@ def write_perfetto(rows: npt.NDArray[np.void], header: Mapping[str, Any], file: 
     """
     code = (rows["kind"] == Kind.LOAD) | (rows["kind"] == Kind.UNLOAD)
     about = {"machine": header["machine"], "kernel": header["kernel"], "start_realtime_ns": header["start_realtime_ns"]}
-    file.write(f'{{"displayTimeUnit":"ns","otherData":{json.dumps(about)},"traceEvents":[\n')
+    # No displayTimeUnit: some releases of Perfetto take "ns" for the unit of ts, which is always microseconds.
+    file.write(f'{{"otherData":{json.dumps(about)},"traceEvents":[\n')
     comma = ""
     for line in itertools.chain(
         name_tracks(np.unique(rows["client"][code]).tolist()), trace_events(rows, header["start_ns"])
