@@ -58,7 +58,9 @@ COMMANDS = (
     Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor"),
     Command("map", "show the packs of a running process, or of a saved ledger", "execmem.map_cli"),
     Command("top", "show the packs of a running process again and again", "execmem.top_cli"),
-    Command("export", "give the machine's and processes' numbers to Prometheus", "execmem.export_cli"),
+    Command(
+        "export", "print, write or serve metrics of the machine and of processes, for Prometheus", "execmem.export_cli"
+    ),
     Command("run", "place machine code and call it", "execmem.run_cli"),
 )
 

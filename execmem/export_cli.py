@@ -279,8 +279,6 @@ class Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD of /metrics; one request a connection (HTTP/1.0)."""
 
     server: Server
-    server_version = "execmem"
-    sys_version = ""
     timeout = DEADLINE
 
     def do_GET(self) -> None:
@@ -309,6 +307,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def version_string(self) -> str:
+        """Tell what this is, and no version of it or of Python."""
+        return "execmem"
 
     def log_message(self, *_: object) -> None:
         """Write no log: what was asked for is the client's choice of text."""

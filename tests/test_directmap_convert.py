@@ -404,7 +404,7 @@ def test_code_is_a_slice_from_its_load_to_its_unload() -> None:
     load = Event(Kind.LOAD, START + 1_234_567, 0xFFFF_FFFF_C000_1000, 213, 7, Client.BPF, "pid 9 tc", "cls_main")
     begin, end = write_events([load, load._replace(kind=Kind.UNLOAD, ns=START + 2_000_001)])
     assert begin == {
-        "ph": "b", "cat": "code", "id": "1.1", "pid": 3, "tid": 0, "ts": 1234.567, "name": "cls_main",
+        "ph": "b", "cat": "code", "id": "1.1", "pid": 3, "tid": 3, "ts": 1234.567, "name": "cls_main",
         "args": {"size": 213, "address": "0xffffffffc0001000", "owner": "pid 9 tc", "id": 7},
     }  # fmt: skip
     assert end == {**begin, "ph": "e", "ts": 2000.001, "args": {}}

@@ -322,7 +322,8 @@ def write_parquet(rows: npt.NDArray[np.void], path: str | os.PathLike[str], head
 CHUNK: Final = 1 << 15  # rows that are text at once
 MACHINE: Final = 1  # the process of counters, splits and joins; code of client n is of process MACHINE + 1 + n
 NOT_KNOWN: Final = "not known"
-CHANGES: Final = {Kind.SPLIT: "split", Kind.JOIN: "join"}  # each a thread, numbered as the kind is
+CHANGES: Final = {Kind.SPLIT: "split", Kind.JOIN: "join"}  # each a thread
+THREADS: Final = 1000  # plus the kind: apart from first threads, which have the number of their process
 PROCESSES: Final = ("direct map", "code", "BPF", "classic BPF", "BPF trampolines", "modules", "other code")
 
 
@@ -397,12 +398,12 @@ def trace_events(rows: npt.NDArray[np.void], start: int) -> Iterator[str]:
             end = max(ns - start, 0)
             ts = to_us(end)
             if kind == Kind.SAMPLE:
-                yield f'{{"ph":"C","pid":{MACHINE},"tid":0,"ts":{ts},"name":{name},"args":{{"value":{at}}}}}'
+                yield f'{{"ph":"C","pid":{MACHINE},"tid":{MACHINE},"ts":{ts},"name":{name},"args":{{"value":{at}}}}}'
                 continue
             place = f'"{at:#x}"' if at else f'"{NOT_KNOWN}"'
             if kind in CHANGES:
                 yield (
-                    f'{{"ph":"i","s":"t","pid":{MACHINE},"tid":{kind},"ts":{ts},"cat":"direct map",'
+                    f'{{"ph":"i","s":"t","pid":{MACHINE},"tid":{THREADS + kind},"ts":{ts},"cat":"direct map",'
                     f'"name":"{CHANGES[kind]}","args":{{"owner":{owner},"why":{name},"count":{number},"size":{size},'
                     f'"offset":{place}}}}}'
                 )
@@ -426,7 +427,7 @@ def slice_edge(phase: str, where: tuple[int, int], ts: str, name: str, args: str
     client, lane = where
     pid = MACHINE + 1 + client
     return (
-        f'{{"ph":"{phase}","cat":"code","id":"{client}.{lane}","pid":{pid},"tid":0,"ts":{ts},"name":{name},'
+        f'{{"ph":"{phase}","cat":"code","id":"{client}.{lane}","pid":{pid},"tid":{pid},"ts":{ts},"name":{name},'
         f'"args":{{{args}}}}}'
     )
 
@@ -435,9 +436,9 @@ def name_tracks(clients: list[int]) -> Iterator[str]:
     """Give the events that name processes and threads: the machine's, and one for each client."""
     pids = [MACHINE, *(MACHINE + 1 + client for client in clients)]
     named: list[tuple[str, int, int, dict[str, Any]]]
-    named = [("process_name", pid, 0, {"name": word_of(pid)}) for pid in pids]
-    named += [("process_sort_index", pid, 0, {"sort_index": pid}) for pid in pids]
-    named += [("thread_name", MACHINE, int(kind), {"name": f"{word}s"}) for kind, word in CHANGES.items()]
+    named = [("process_name", pid, pid, {"name": word_of(pid)}) for pid in pids]
+    named += [("process_sort_index", pid, pid, {"sort_index": pid}) for pid in pids]
+    named += [("thread_name", MACHINE, THREADS + kind, {"name": f"{word}s"}) for kind, word in CHANGES.items()]
     for name, pid, tid, args in named:
         yield json.dumps({"ph": "M", "pid": pid, "tid": tid, "ts": 0, "name": name, "args": args})
 
