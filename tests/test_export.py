@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
     from execmem.directmap import region
 
-openmetrics_parser = pytest.importorskip("prometheus_client.openmetrics.parser")
-prometheus_parser = pytest.importorskip("prometheus_client.parser")
-
 HOSTILE = 'a"}\\\n\x1b[2J# EOF\u2028<b>\U0001f4a3,x="'
+PARSERS = {PROMETHEUS: "prometheus_client.parser", OPENMETRICS: "prometheus_client.openmetrics.parser"}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -46,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 def parse(text: str, form: str = PROMETHEUS) -> Samples:
     """Return the samples that another's parser reads; each series is there once, each has type, help and our prefix."""
-    module = prometheus_parser if form == PROMETHEUS else openmetrics_parser
+    module = pytest.importorskip(PARSERS[form])
     found: Samples = {}
     families = list(module.text_string_to_metric_families(text))
     assert len({family.name for family in families}) == len(families)
