@@ -294,17 +294,18 @@ def child(name: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_all_processes_are_found_and_those_that_end_leave_their_counts(capsys: pytest.CaptureFixture[str]) -> None:
     fleet = export_packs.Fleet(None, 1000)
-    with child('plug"ins\n') as process:
+    name = f'plug"{os.getpid()}'
+    with child(f"{name}\n") as process:
         comm = Path(f"/proc/{process.pid}/comm").read_text("utf-8").rstrip("\n")
         samples = scrape(fleet)
-        assert of(samples, "domain_live_bytes", 'plug"ins\\n', comm) == 100
+        assert of(samples, "domain_live_bytes", rf"{name}\n", comm) == 100
         code, out, err = run(capsys, process.pid, "--format", OPENMETRICS)
         assert (code, err) == (0, "")
-        assert of(parse(out, OPENMETRICS), "domain_live_bytes", 'plug"ins\\n', comm) == 100
+        assert of(parse(out, OPENMETRICS), "domain_live_bytes", rf"{name}\n", comm) == 100
         named = export_packs.Fleet([process.pid], 64)
     samples = scrape(fleet)
-    assert of(samples, "domains", 'plug"ins\\n', comm) is None
-    assert of(samples, "domain_allocs_total", 'plug"ins\\n', comm) == 1
+    assert of(samples, "domains", rf"{name}\n", comm) is None
+    assert of(samples, "domain_allocs_total", rf"{name}\n", comm) == 1
     fleet.close()
     scrape(named)
     samples = scrape(named)
@@ -316,7 +317,7 @@ def test_a_process_that_cannot_be_read_is_counted_and_others_are_told(
     domain: execmem.Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = domain.place(b"x")
-    fleet = export_packs.Fleet(None, 64)
+    fleet = export_packs.Fleet(None, 1000)
     before = scrape(fleet)
 
     def refuse(_: watch.Ledger) -> watch.Look:

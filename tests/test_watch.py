@@ -134,6 +134,27 @@ def test_reading_takes_no_memory_of_the_watched(own: watch.Process, domain: exec
     del blocks
 
 
+def test_a_process_that_cannot_be_opened_leaves_no_files_open(
+    domain: execmem.Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execmem.default_domain()
+    assert domain.number > 1  # there are two
+    seen: list[watch.Ledger] = []
+    check = watch.Ledger._check_layout
+
+    def refuse(ledger: watch.Ledger, header: np.void, size: int) -> None:
+        seen.append(ledger)
+        if len(seen) > 1:
+            ledger._refuse("is damaged")
+        check(ledger, header, size)
+
+    monkeypatch.setattr(watch.Ledger, "_check_layout", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(watch.WatchError, match="is damaged"):
+        watch.Process(os.getpid())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_new_domain_is_found_and_a_closed_one_let_go(own: watch.Process) -> None:
     late = execmem.Domain("late")
     ledger = ledger_of(own, late)
