@@ -197,12 +197,12 @@ def run_record(options: argparse.Namespace) -> int:
     live = sys.stderr.isatty()
     began = time.monotonic()
     with Stop() as stop, record.open_means() as means:
-        sources = record.tell_sources(means)
+        header = record.make_header(means, options.every)
         for name, why in means.missing.items():
             print(f"{name}: {clean(why)}", file=sys.stderr)
         until = "Ctrl-C" if options.seconds is None else f"{options.seconds:g} s have gone, or Ctrl-C"
         print(f"recording into {options.file} until {until}", file=sys.stderr, flush=True)
-        with Writer(options.file, {"sources": sources, "every": options.every}) as writer:
+        with Writer(options.file, header) as writer:
             recorder = record.Recorder(writer, means)
 
             def wait(seconds: float) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from execmem.directmap import region
 from execmem.directmap.record import (
     GIANT,
     HUGE,
@@ -486,6 +487,18 @@ def test_the_header_says_what_was_there_and_what_not(tmp_path: Path) -> None:
             "perf": "not available: no",
         }
         assert trace.header["every"] == 1.0
+        assert "regions" not in trace.header
+
+
+def test_the_header_keeps_the_regions_of_the_start(tmp_path: Path) -> None:
+    states = np.array([2, 2, 5, 0], np.uint8)
+    record(tmp_path / "a.trace", means=Means(begin=states), seconds=0)
+    with Trace.open(tmp_path / "a.trace") as trace:
+        assert region.decode_states(trace.header["regions"]).tolist() == states.tolist()
+    never_alike = np.arange(100_000) % 2 + 2
+    record(tmp_path / "b.trace", means=Means(begin=never_alike.astype(np.uint8)), seconds=0)
+    with Trace.open(tmp_path / "b.trace") as trace:
+        assert "regions" not in trace.header
 
 
 def test_a_full_disk_ends_a_recording_that_stays_whole(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

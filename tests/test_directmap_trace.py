@@ -19,6 +19,7 @@ import pytest
 
 from execmem.directmap.trace import (
     EVENT,
+    HEADER_MAX,
     NAMES_FROM,
     OWNERS_MAX,
     OWNERS_REST,
@@ -444,5 +445,16 @@ def test_random_damage_is_told_or_harmless(tmp_path: Path) -> None:
 
 def test_a_header_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="leave something out"):
-        Writer(tmp_path / "a.trace", {"note": "x" * ROWS_AT})
+        Writer(tmp_path / "a.trace", {"note": "x" * HEADER_MAX})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [3000, ROWS_AT, 2 * ROWS_AT, HEADER_MAX - 1000])
+def test_rows_begin_at_the_first_page_after_the_header(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.trace"
+    with Writer(path, {"note": "x" * length}) as writer:
+        writer.append(samples(3))
+    with Trace.open(path) as trace:
+        assert (trace.header["rows_at"] % ROWS_AT, len(trace.header["note"])) == (0, length)
+        assert 0 < trace.header["rows_at"] - length < 2 * ROWS_AT
+        assert (len(trace.rows()), path.stat().st_size) == (3, trace.header["rows_at"] + 3 * 32)

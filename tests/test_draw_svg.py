@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from execmem import directmap_cli, draw_svg
-from execmem.directmap import history
+from execmem.directmap import history, region
 from execmem.directmap.region import State
-from execmem.directmap.trace import EVENT, Client, Event, Kind, Lexicon
+from execmem.directmap.trace import EVENT, Client, Event, Kind, Lexicon, TraceError
 
 S = 1_000_000_000
 HUGE = 2 << 20
@@ -81,6 +81,28 @@ def test_without_page_tables_only_moves_are_known() -> None:
     assert (np.delete(state, [5, 70]) == history.UNKNOWN).all()
     assert any("no page tables" in note for note in told.notes)
     assert any("3 of the splits" in note for note in told.notes)
+
+
+def test_a_trace_may_keep_the_page_tables_of_its_start() -> None:
+    header = HEADER | {"regions": region.encode_states(some_states())}
+    told = history.tell(some_rows(), header)
+    assert told.known
+    assert told.begin.tolist() == some_states().tolist()
+    assert told.state_at(4.0)[[5, 64, 70, 100]].tolist() == [State.WHOLE, State.UNIFORM, history.SEEN, State.ABSENT]
+    assert "Page tables were read when the recording began" in " ".join(told.notes)
+    now = history.tell(some_rows(), header, some_states())
+    assert now.state_at(4.0)[70] == State.HOLED  # what was looked at later is believed
+
+
+def test_a_split_of_a_part_of_a_giant_page_is_told() -> None:
+    told = history.tell(some_rows(), HEADER | {"regions": "512G"})
+    assert any("Of a 1 GB page" in note for note in told.notes)
+
+
+@pytest.mark.parametrize("states", ["2", "1q", "0M", "1M  1M", "99999999M", 7, ["1M"]])
+def test_page_tables_that_cannot_be_are_refused(states: object) -> None:
+    with pytest.raises(TraceError, match="the header is damaged"):
+        history.tell(some_rows(), HEADER | {"regions": states})
 
 
 def test_code_and_suspects_are_counted() -> None:

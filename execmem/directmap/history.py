@@ -4,8 +4,8 @@
                   +--> History: what each region was before, what became of it when, who did it;
     states -------+             counters, code that came and went and what lived, in 1,024 steps of time
 
-``states`` are those of a walk of the page tables, which a trace does not hold. Without them only those regions are
-known that rows of splits and joins name.
+``states`` are those of a walk of the page tables now, or of one at the start, which the header of a trace may keep.
+Without them only those regions are known that rows of splits and joins name.
 
 Everything is bounded, whatever the trace holds, so that a page made of it is below 10 MB; `notes` says what was left
 out.
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from execmem.directmap.region import SPLIT, State
-from execmem.directmap.trace import Kind, Texts
+from execmem.directmap.region import COUNT_MAX, SPLIT, State, decode_states
+from execmem.directmap.trace import Kind, Texts, TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ REGION: Final = 2 << 20
 SEEN: Final = len(State)  # a region was split, and nobody looked at what it is like
 UNKNOWN: Final = SEEN + 1
 
-REGIONS_MAX: Final = 1 << 25  # 64 TB: what a direct map with four levels of page tables can have
+REGIONS_MAX: Final = COUNT_MAX
 MOVES_MAX: Final = 1 << 18
 SUSPECTS_MAX: Final = 1000
 COUNTERS_MAX: Final = 64
@@ -101,8 +101,15 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
     changed = (rows["kind"] == Kind.SPLIT) | (rows["kind"] == Kind.JOIN)
     suspects, who = find_suspects(rows[changed], when[changed], texts, notes)
     moves = find_moves(rows[changed], when[changed], who, notes)
-    begin, after = find_states(moves[1], moves[2], state)
-    if state is None and len(begin):
+    first = find_first(header) if state is None else None
+    begin, after = find_states(moves[1], moves[2], state, first)
+    if first is not None:
+        notes.append(
+            "Page tables were read when the recording began: what was split later has not been looked at since (s)."
+        )
+        if (begin[moves[1]] == State.GIGABYTE).any():
+            notes.append("Of a 1 GB page that was split only the 2 MB that were split further are shown as such.")
+    elif state is None and len(begin):
         notes.append(
             "The trace holds no page tables: the atlas shows only regions that were seen to be split or joined."
         )
@@ -116,7 +123,7 @@ def tell(rows: npt.NDArray[np.void], header: Mapping[str, Any], state: Bytes | N
     return History(
         cut(f"{header['kernel'].split(' ')[0]} {header['machine']}"),
         seconds,
-        state is not None,
+        state is not None or first is not None,
         begin,
         moves[0],
         moves[1],
@@ -186,28 +193,45 @@ def find_moves(
     return when[found], places[found].astype(np.uint32), events["kind"][found] == Kind.SPLIT, who[found]
 
 
+def find_first(header: Mapping[str, Any]) -> Bytes | None:
+    """Return the states of regions when a recording began, where its header has them."""
+    text = header.get("regions")
+    if text is None:
+        return None
+    try:
+        return decode_states(str(text))
+    except ValueError as error:
+        message = f"the header is damaged: {error}"
+        raise TraceError(message) from error
+
+
 def find_states(
-    where: npt.NDArray[np.uint32], split: npt.NDArray[np.bool_], state: Bytes | None
+    where: npt.NDArray[np.uint32], split: npt.NDArray[np.bool_], state: Bytes | None, first: Bytes | None = None
 ) -> tuple[Bytes, Bytes]:
     """Return the states of regions before the first move, and the state of its region after each move.
+
+    Known are those at the end, `state`, or those at the start, `first`, or none.
 
     >>> region = np.array([1, 1], np.uint32)
     >>> begin, after = find_states(region, np.array([True, False]), np.full(2, State.WHOLE, np.uint8))
     >>> begin.tolist(), after.tolist()
     ([2, 2], [6, 2])
     """
-    size = max(len(state) if state is not None else 0, int(where.max()) + 1 if len(where) else 0)
+    known = state if state is not None else first
+    size = max(len(known) if known is not None else 0, int(where.max()) + 1 if len(where) else 0)
     begin = np.full(size, UNKNOWN, np.uint8)
-    if state is not None:
-        begin[: len(state)] = state
+    if known is not None:
+        begin[: len(known)] = known
+    if first is not None and known is first:
+        return begin, np.where(split, np.uint8(SEEN), np.uint8(State.WHOLE))
     after = np.where(split, np.uint8(SEEN), np.uint8(State.WHOLE))
     regions, last = np.unique(where[::-1], return_index=True)
     last = len(where) - 1 - last
     seen = begin[regions]  # at the end: more is known of it than the move tells, if the two agree
     agree = np.where(split[last], np.isin(seen, SPLIT), np.isin(seen, (State.WHOLE, State.GIGABYTE)))
     after[last] = np.where(agree, seen, after[last])
-    _, first = np.unique(where, return_index=True)
-    begin[regions] = np.where(split[first], np.uint8(State.WHOLE), np.uint8(SEEN))
+    _, earliest = np.unique(where, return_index=True)
+    begin[regions] = np.where(split[earliest], np.uint8(State.WHOLE), np.uint8(SEEN))
     return begin, after
 
 

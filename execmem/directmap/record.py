@@ -22,17 +22,18 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from execmem.directmap import perf, region, source
 from execmem.directmap.source import NotAvailable
-from execmem.directmap.trace import Client, Event, Kind, Writer
+from execmem.directmap.trace import HEADER_MAX, Client, Event, Kind, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy.typing as npt
     from typing_extensions import Self
 
     Counters = Callable[[], Mapping[str, int]]  # reads, or raises NotAvailable
@@ -335,6 +336,7 @@ class Means:
     streams: dict[str, Stream] = field(default_factory=dict)
     processes: Processes | None = None
     regions: Regions | None = None
+    begin: npt.NDArray[np.uint8] | None = None  # the state of each region when `regions` was got ready
     missing: dict[str, str] = field(default_factory=dict)
     living: list[Event] = field(default_factory=list)  # LOADs from before the recording
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -709,7 +711,7 @@ def open_walker(means: Means) -> None:
         state = walker.walk().state
         return {int(place) * HUGE for place in np.flatnonzero(np.isin(state, region.SPLIT))}
 
-    walk()
+    means.begin = walker.walk().state
     means.regions = walk
 
 
@@ -759,11 +761,21 @@ def record(
     """
     with (
         means or open_means() as known,
-        Writer(path, {"sources": tell_sources(known), "every": every}) as writer,
+        Writer(path, make_header(known, every)) as writer,
     ):
         recorder = Recorder(writer, known)
         recorder.run(seconds=seconds, every=every, wait=wait)
     return recorder
+
+
+STATES_ROOM: Final = HEADER_MAX * 3 // 4  # letters of a header that states of regions may take
+
+
+def make_header(means: Means, every: float) -> dict[str, Any]:
+    """Return what the header of a trace says of its recorder, and the states of regions if these are not too many."""
+    header = {"sources": tell_sources(means), "every": every}
+    states = region.encode_states(means.begin) if means.begin is not None else ""
+    return header | ({"regions": states} if 0 < len(states) <= STATES_ROOM else {})
 
 
 def tell_sources(means: Means) -> dict[str, str]:

@@ -411,11 +411,41 @@ class State(enum.IntEnum):
 
 
 SPLIT: Final = (State.UNIFORM, State.MIXED, State.HOLED)
+LETTERS: Final = ".GMuxo"  # of states, by their numbers
+COUNT_MAX: Final = 1 << 25  # regions of 64 TB: what a direct map with four levels of page tables can have
 WRITABLE, EXECUTABLE = 1, 2  # bits of permissions
 
 RUN: Final = np.dtype(
     [("region", "<u4"), ("page", "<u2"), ("pages", "<u2"), ("present", "?"), ("permissions", "u1"), ("caching", "u1")]
 )
+
+
+def encode_states(state: Bytes) -> str:
+    """Return the states of regions as text: runs of a count and a letter.
+
+    >>> encode_states(np.array([0, 0, 2, 3], np.uint8))
+    '2. 1M 1u'
+    """
+    ends = np.flatnonzero(np.diff(state, append=255)) + 1
+    letters = (LETTERS[known] for known in state[ends - 1].tolist())
+    return " ".join(f"{count}{letter}" for count, letter in zip(np.diff(ends, prepend=0), letters, strict=True))
+
+
+def decode_states(text: str) -> Bytes:
+    """Return the states that a text tells; ValueError if it is none, or of more regions than can be.
+
+    >>> decode_states("2. 1M 1u").tolist()
+    [0, 0, 2, 3]
+    """
+    runs = text.split(" ") if text else []
+    if not all(re.fullmatch(r"[1-9]\d{0,7}[.GMuxo]", run, re.ASCII) for run in runs):
+        message = "states of regions are runs of a count and a letter, such as '2. 1M 1u'"
+        raise ValueError(message)
+    counts = [int(run[:-1]) for run in runs]
+    if sum(counts) > COUNT_MAX:
+        message = f"{sum(counts):,} regions cannot be: {COUNT_MAX:,} are the most"
+        raise ValueError(message)
+    return np.repeat(np.array([LETTERS.index(run[-1]) for run in runs], np.uint8), counts)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def refuse(numbers: npt.NDArray[Any], bad: npt.NDArray[np.bool_], why: str) -> N
 
 FORMAT: Final = "execmem-directmap-trace"
 VERSION: Final = 1
-ROWS_AT: Final = 4096  # where our rows begin; a reader goes by what the header says
+ROWS_AT: Final = 4096  # where our rows begin, or at a multiple of it; a reader goes by what the header says
 HEADER_MAX: Final = 1 << 16  # a longer first line is nobody's header
 CLOCK: Final = "CLOCK_MONOTONIC"
 HUGE: Final = 2 << 20
@@ -251,13 +251,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def write_header(fields: Mapping[str, Any]) -> bytes:
-    """Return the header line, padded with spaces so that rows begin at a page."""
-    fixed = {"format": FORMAT, "version": VERSION, "row": EVENT.itemsize, "rows_at": ROWS_AT}
-    line = json.dumps(fixed | {key: value for key, value in fields.items() if key not in fixed})
-    if len(line) >= ROWS_AT:
-        message = f"the header has {len(line)} bytes, {ROWS_AT - 1} fit: leave something out"
-        raise TraceError(message)
-    return line.ljust(ROWS_AT - 1).encode() + b"\n"
+    """Return the header line, padded with spaces so that rows begin at a page: at the first that has room before it."""
+    for rows_at in range(ROWS_AT, HEADER_MAX + 1, ROWS_AT):
+        fixed = {"format": FORMAT, "version": VERSION, "row": EVENT.itemsize, "rows_at": rows_at}
+        line = json.dumps(fixed | {key: value for key, value in fields.items() if key not in fixed})
+        if len(line) < rows_at:
+            return line.ljust(rows_at - 1).encode() + b"\n"
+    message = f"the header has {len(line)} bytes, {HEADER_MAX - 1} fit: leave something out"
+    raise TraceError(message)
 
 
 def parse_header(head: bytes) -> dict[str, Any]:
@@ -365,7 +366,7 @@ class Writer:
         try:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells readers that a recorder lives
-            self._size = ROWS_AT
+            self._size = self._rows_at = len(line)
             self._grow()  # first: a file that ends where its rows begin would be taken for one closed with none
             os.pwrite(self._fd, line, 0)
         except BaseException:
@@ -395,10 +396,14 @@ class Writer:
             )
             raise TraceFullError(reason.errno, message, self.path)
         self._size += size
-        rows = (self._size - ROWS_AT) // EVENT.itemsize
+        rows = (self._size - self._rows_at) // EVENT.itemsize
         with open(self._fd, "r+b", closefd=False) as file:
             self._window = np.memmap(
-                file, dtype=EVENT, mode="r+", offset=ROWS_AT + self.count * EVENT.itemsize, shape=rows - self.count
+                file,
+                dtype=EVENT,
+                mode="r+",
+                offset=self._rows_at + self.count * EVENT.itemsize,
+                shape=rows - self.count,
             ).view(np.ndarray)
         self._start = self.count
 
@@ -437,7 +442,7 @@ class Writer:
             self._window = np.empty(0, dtype=EVENT)
             fd, self._fd = self._fd, -1
             try:
-                os.ftruncate(fd, ROWS_AT + self.count * EVENT.itemsize)
+                os.ftruncate(fd, self._rows_at + self.count * EVENT.itemsize)
                 with contextlib.suppress(OSError):
                     fcntl.flock(fd, fcntl.LOCK_UN)  # a mapping that somebody still holds would keep it locked
             finally:
