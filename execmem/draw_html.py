@@ -4,17 +4,14 @@
       +------ data: numbers as base64 of little-endian arrays, in JSON that holds no mark of HTML
       +------ SCRIPT: the atlas with zoom and hover, and the slider of time
 
-A policy in the page itself lets the browser run this one script (by its hash) and load nothing. Texts of traces are
-names that others chose: they are escaped here, and the script only ever sets them as text.
+The frame (``page``) lets the browser run this one script and load nothing. Texts of traces are names that others
+chose: they are escaped here, and the script only ever sets them as text.
 
 Everything returns text: no I/O here. Size: 15 bytes for a split, and at most about 9 MB (see ``history``).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,23 +20,14 @@ from execmem import draw_svg
 from execmem.directmap.history import REGION, STEPS
 from execmem.draw import clean, tell_bytes
 from execmem.draw_svg import HIGH, INKS, LEFT, LOOKS, PLOT, tell
+from execmem.page import Page, draw_table, make_script, pack, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy.typing as npt
-
     from execmem.directmap.history import Bytes, History
 
-POLICY_REST: Final = "base-uri 'none'; form-action 'none'"
 TICKS: Final = (1 << 32) - 1  # the time of a move is so many parts of the whole
 
 # ---- the data ----
-
-
-def pack(numbers: npt.NDArray[Any], kind: str) -> str:
-    """Return an array as base64 of little-endian numbers of a kind."""
-    return base64.b64encode(numbers.astype(f"<{kind}").tobytes()).decode()
 
 
 def pack_states(states: Bytes) -> dict[str, Any]:
@@ -77,23 +65,10 @@ def pack_history(history: History) -> str:
         "bytes": pack(history.live_bytes, "f8"),
         "before": int(history.live[0] - history.loads[0] + history.unloads[0]),
     }
-    text = json.dumps(data, separators=(",", ":"))
-    for mark in "<>&":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return text
+    return to_json(data)
 
 
 # ---- the page ----
-
-
-def draw_table(names: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] = ()) -> str:
-    """Return a table; cells are escaped here, `marks` are attributes of its rows."""
-    head = "".join(f'<th scope="col">{tell(name)}</th>' for name in names)
-    body = "".join(
-        f"<tr{marks[number] if marks else ''}>{''.join(f'<td>{tell(cell)}</td>' for cell in row)}</tr>\n"
-        for number, row in enumerate(rows)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
 def draw_suspects(history: History) -> str:
@@ -131,21 +106,12 @@ def draw_page(history: History) -> str:
     """Return the page."""
     title = f"direct map of Linux {history.title}"
     ledger = draw_svg.draw_ledger(history)
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; {POLICY_REST}"
-    light, dark = ("".join(f"--{name}:{pair[way]};" for name, pair in INKS.items()) for way in (0, 1))
-    inks = f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
     whole = f"{len(history.begin):,} regions of 2 MB"
     if history.seconds:
         whole += f", {len(history.when):,} splits and joins with a place; {history.seconds:,.4g} s recorded"
     notes = "".join(f"<li>{tell(note)}</li>" for note in history.notes)
     timed = "" if history.seconds else " hidden"
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
-<title>{tell(title)}</title><style>{inks}{draw_svg.style()}{STYLE}</style></head><body>
-<header><h1>{tell(title)}</h1><p>{whole}</p></header>
-<section id="time" aria-label="time"{timed}><label for="slider">time</label>
+    body = f"""<section id="time" aria-label="time"{timed}><label for="slider">time</label>
 <input id="slider" type="range" min="-1" max="{STEPS - 1}" value="{STEPS - 1}"><output id="told"></output></section>
 <section aria-label="atlas"><div class="bar"><span id="scale"></span><span class="keys">wheel or + and -: zoom; \
 drag or arrows: move; n and p: next and previous split</span><button id="in" title="zoom in (+)">+</button>\
@@ -160,50 +126,23 @@ role="img" aria-label="splits, code that came and went, and suspects">{ledger.bo
 <section{timed}><h2>Splits and suspects</h2><div class="roll" id="suspects">{draw_suspects(history)}</div></section>
 <section{timed}><h2>Counters</h2><div class="roll" id="counters">{draw_counters(history)}</div></section>
 <section><h2>What to mind</h2><ul class="notes"><li>Places are offsets in the direct map, which are physical \
-addresses. Rows run from left to right, then down; a cell shows the worst of its regions.</li>{notes}</ul></section>
-<script type="application/json" id="data">{pack_history(history)}</script>
-<script>{SCRIPT}</script></body></html>
-"""
+addresses. Rows run from left to right, then down; a cell shows the worst of its regions.</li>{notes}</ul></section>"""
+    return Page(title, whole, body, pack_history(history), SCRIPT, STYLE).draw()
 
 
 STYLE: Final = """
-body{margin:0 auto;padding:12px 20px;max-width:1240px;background:var(--page);color:var(--ink);
-font:14px/1.45 system-ui,'DejaVu Sans',sans-serif}
-h1{font-size:19px;margin:0}h2{font-size:15px;margin:22px 0 6px}header p{margin:0;color:var(--dim)}
-header{display:flex;gap:18px;align-items:baseline;flex-wrap:wrap}
-#time{display:flex;gap:12px;align-items:center;margin:8px 0}#slider{flex:0 0 480px;accent-color:var(--giant)}
-#told{font-variant-numeric:tabular-nums}[hidden]{display:none!important}
-.bar{display:flex;gap:6px;align-items:center;margin-bottom:4px}.keys{flex:1;color:var(--dim);font-size:12px;padding-left:12px}
-button{font:inherit;min-width:32px;padding:1px 8px;color:var(--ink);background:var(--page);border:1px solid var(--line);
-border-radius:4px;cursor:pointer}
 canvas{display:block;width:100%;height:400px;cursor:crosshair;touch-action:pan-y}
-:focus-visible{outline:2px solid var(--giant);outline-offset:2px}
-#here{margin:6px 0;min-height:2.9em;overflow-wrap:anywhere}
 #legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:0;padding:0}
 #legend i{display:inline-block;width:18px;height:15px;margin-right:6px;border:1px solid var(--line);vertical-align:-2px}
 #ledger{width:100%;height:auto;cursor:pointer}
-.roll{max-height:340px;overflow:auto;border:1px solid var(--line)}.roll p{margin:8px}
-table{border-collapse:collapse;width:100%;font-size:13px}th{position:sticky;top:0;background:var(--page);text-align:left}
-th,td{padding:3px 10px;border-bottom:1px solid var(--line);vertical-align:top}
 #suspects td:nth-child(n+6){overflow-wrap:anywhere}th,#suspects td:nth-child(4){white-space:nowrap}
 #suspects td:nth-child(-n+3),#suspects td:nth-child(5),#counters td:nth-child(n+2){text-align:right;white-space:nowrap;
 font-variant-numeric:tabular-nums}#counters th:nth-child(n+2){text-align:right}
 #suspects tbody tr{cursor:pointer}#suspects tbody tr:hover{background:color-mix(in srgb,var(--ink) 8%,transparent)}
-.notes{color:var(--dim);padding-left:20px}
 """
 
-SCRIPT: Final = r"""
-"use strict";
-(() => {
-const $ = (id) => document.getElementById(id);
-const data = JSON.parse($("data").textContent);
-
+SCRIPT: Final = make_script(r"""
 // ---- numbers ----
-const read = (text, Kind) => {
-  const raw = atob(text), bytes = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
-  return new Kind(bytes.buffer);
-};
 const count = data.begin.count, begin = new Uint8Array(count);
 const kinds = read(data.begin.states, Uint8Array);
 if (data.begin.runs) {
@@ -217,12 +156,6 @@ const counters = data.counters.map(([times, values]) => [read(times, Float32Arra
 const steps = splits.length, rank = new Uint8Array(256);
 for (const state in data.looks) rank[state] = data.looks[state].rank;
 
-const size = (value, digits = 4) => {
-  for (const [unit, scale] of [["TB", 2 ** 40], ["GB", 2 ** 30], ["MB", 2 ** 20], ["kB", 2 ** 10]])
-    if (value >= scale) return +(value / scale).toFixed(digits) + " " + unit;
-  return value + " B";
-};
-const many = (value) => Math.round(value).toLocaleString("en");
 const seconds = (value) => value.toLocaleString("en", { maximumFractionDigits: 3 });
 const hex = (value) => "0x" + BigInt(value).toString(16);
 
@@ -459,6 +392,4 @@ document.querySelectorAll("#suspects tbody tr").forEach((row, number) => {
 theme.addEventListener("change", () => { drawLegend(); draw(); });
 addEventListener("resize", draw);
 setTime(steps - 1);
-document.documentElement.dataset.ready = Math.round(performance.now());
-})();
-"""
+""")

@@ -249,6 +249,7 @@ MODULES: Final = (
     *(
         "draw",
         "draw_svg",
+        "page",
         "draw_html",
         "picture",
         "watch",
