@@ -38,6 +38,18 @@ def names(options: argparse.Namespace) -> list[str]:
     return [out for out in (options.svg, options.png, options.html) if out]
 
 
+def check_outputs(options: argparse.Namespace, source: str) -> None:
+    """Raise PictureError where a picture would take the place of what it is drawn from, or has no folder to be in."""
+    for out in names(options):
+        path = Path(out)
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            message = f"{out} is what is read, which would be lost; name another file"
+            raise PictureError(message)
+        if not path.resolve().parent.is_dir():
+            message = f"{out}: {path.resolve().parent} is no folder; make it first"
+            raise PictureError(message)
+
+
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[Path]:
     """Give a path to write to; it gets its name when all is written, and is gone when that went wrong."""

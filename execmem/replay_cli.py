@@ -4,26 +4,30 @@
     execmem replay tools --memory 8G             a made-up workload; --list tells their names
     execmem replay 'scn=ramp n=4000 pfrag=16 keep=200' --memory 1G --policy '6.1' ours
 
-The table comes first, then how the splits grew. It needs no compiled core.
+The table comes first, then how the splits grew, then how far each policy is from one of them (--against). Pictures as
+files: --svg, --png, --html. It needs no compiled core.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from execmem import draw_html_replay, draw_svg_replay, picture
 from execmem.directmap import replay, workload
-from execmem.directmap.model import Size
 from execmem.directmap.pages import PAGE, OutOfMemoryError
 from execmem.directmap.policy import POLICIES
+from execmem.directmap.replay import FIGURES
 from execmem.directmap.trace import Trace, TraceError
-from execmem.draw import Paint, text_width
+from execmem.draw import Paint, clean, text_width
+from execmem.draw_svg_replay import Comparison
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,10 +72,22 @@ def to_policy(text: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem replay``."""
-    parser.epilog = f"Made-up workloads: {', '.join(MADE)}; or a text such as 'scn=ramp n=4000 frag=32'."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        f"Made-up workloads: {', '.join(MADE)}; or a text such as 'scn=ramp n=4000 frag=32'.\n"
+        f"Policies: {'; '.join(POLICIES)}.\n\n"
+        "examples:\n"
+        "  execmem replay a.trace                        what directmap record wrote, under every policy\n"
+        "  execmem replay cilium --memory 8G --html whatif.html\n"
+        "  execmem replay a.trace --policy 6.1 7.2 ours --against 6.1 --svg whatif.svg\n"
+        "exit code: 0 replayed; 1 it cannot be replayed or drawn; 2 wrong usage; 130 Ctrl-C"
+    )
     parser.add_argument("source", metavar="TRACE", help="a trace, the name of a made-up workload, or a lab's text")
     parser.add_argument(
         "--policy", type=to_policy, nargs="+", default=list(POLICIES), metavar="P", help="parts of names (all)"
+    )
+    parser.add_argument(
+        "--against", type=to_policy, metavar="P", help="the policy that others are held against (the first)"
     )
     parser.add_argument("--memory", type=to_memory, default="4G", metavar="SIZE", help="of the machine (4G)")
     parser.add_argument(
@@ -80,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--buddyinfo", type=Path, metavar="FILE", help="free lists to begin with, as /proc/buddyinfo")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    picture.add_arguments(parser)
 
 
 def take_workload(text: str) -> Workload:
@@ -101,30 +118,40 @@ def take_workload(text: str) -> Workload:
 
 # ---- the pictures ----
 
-LINES: Final[tuple[tuple[str, Callable[[Result], str]], ...]] = (
-    ("regions split", lambda row: f"{row.splits:,}"),
-    ("split at the end", lambda row: f"{row.split_now:,}"),
-    ("no policy below", lambda row: f"{row.least:,}"),
-    ("1 GB pages split", lambda row: f"{row.splits_1g:,}"),
-    ("4 KB mapped, MB", lambda row: f"{row.mapped[Size.PAGE] >> 20:,}"),
-    ("TLB entries", lambda row: f"{row.tlb:,}"),
-    ("code live, MB", lambda row: f"{row.live / 2**20:.1f}"),
-    ("held, MB", lambda row: f"{row.held / 2**20:.1f}"),
-    ("held / live", lambda row: f"{row.fragmentation:,.2f}"),
-    ("headers, KB", lambda row: f"{row.waste['header'] >> 10:,}"),
-    ("rounding, KB", lambda row: f"{row.waste['rounding'] >> 10:,}"),
-    ("free in packs, KB", lambda row: f"{row.waste['free'] >> 10:,}"),
+COMPARED: Final = tuple(
+    one for one in FIGURES if one.name in {"splits", "split_now", "splits_1g", "mapped_4k", "tlb", "held"}
 )
+
+
+def draw_heads(results: Sequence[Result], paint: Paint) -> str:
+    """Return the line above a table."""
+    return paint.head(f"{'':<17}" + "".join(f"{row.policy.split(',')[0]:>10}" for row in results))
 
 
 def draw_table(results: Sequence[Result], paint: Paint) -> list[str]:
     """Return a line a figure, a column a policy: 78 columns for six."""
-    short = [row.policy.split(",")[0] for row in results]
-    lines = [paint.head(f"{'':<17}" + "".join(f"{name:>10}" for name in short))]
-    for name, tell in LINES:
-        cells = [tell(row) for row in results]
-        lines.append(f"{name:<17}" + "".join(f"{cell:>10}" for cell in cells))
+    lines = [draw_heads(results, paint)]
+    for figure in FIGURES:
+        cells = [figure.tell(figure.take(row)) for row in results]
+        lines.append(f"{figure.words:<17}" + "".join(f"{cell:>10}" for cell in cells))
     return lines
+
+
+def draw_difference(given: Comparison, paint: Paint) -> list[str]:
+    """Return a line a figure, a column a policy: how far each is from one of them."""
+    others = [row for row in given.results if row is not given.base]
+    if not others:
+        return []
+    changes = [replay.differ(row, given.base) for row in others]
+    lines = [f"against {given.base.policy}: below 0 is better, = is the same", draw_heads(others, paint)]
+    for figure in COMPARED:
+        cells = []
+        for change in changes:
+            told = figure.tell_change(change[figure.name])
+            cell = f"{told:>10}"
+            cells.append(cell if told == "=" else paint.verdict(cell, good=change[figure.name] < 0))
+        lines.append(f"{figure.words:<17}" + "".join(cells))
+    return [*lines, ""]
 
 
 def draw_curves(results: Sequence[Result], rows: int, paint: Paint, width: int) -> list[str]:
@@ -156,48 +183,112 @@ def tell_difference(results: Sequence[Result]) -> str:
 
 # ---- execmem replay ----
 
+PATIENCE: Final = 2.0  # seconds before anything is said
+EVERY: Final = {True: 0.2, False: 10.0}  # seconds between two words on a terminal, and elsewhere
 
-def replay_all(options: argparse.Namespace, chosen: Workload, host: replay.Host) -> list[Result]:
-    """Replay under each policy; says on stderr how far it is when it takes longer than a second."""
-    results: list[Result] = []
-    begin = time.monotonic()
-    for name in options.policy:
-        if not options.quiet and time.monotonic() - begin > 1:
-            sys.stderr.write(f"{len(results)} of {len(options.policy)} policies replayed; now {name}\n")
-        results.append(replay.run(chosen, name, host))
-    return results
+
+class Progress:
+    """Says on stderr how far a replay is when it takes longer than two seconds: one line on a terminal."""
+
+    def __init__(self, stream: TextIO, policies: Sequence[str], rows: int) -> None:
+        """Begin to count the time."""
+        self._stream, self._policies, self._rows = stream, policies, rows
+        self._live = stream.isatty()
+        self._due = time.monotonic() + PATIENCE
+        self._shown = False
+
+    def show(self, policy: str, done: int) -> None:
+        """Tell that so many rows were replayed under a policy."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due, self._shown = now + EVERY[self._live], True
+        place = self._policies.index(policy)
+        share = (place + done / max(self._rows, 1)) / len(self._policies)
+        text = f"replayed {share:4.0%}: policy {place + 1} of {len(self._policies)}, {policy}"
+        self._stream.write(f"\r{text:<60}" if self._live else f"{text}\n")
+        self._stream.flush()
+
+    def finish(self) -> None:
+        """Leave the terminal's line empty."""
+        if self._live and self._shown:
+            self._stream.write(f"\r{'':60}\r")
+            self._stream.flush()
+
+
+def silent(_: int) -> None:
+    """Say nothing."""
+
+
+def replay_all(options: argparse.Namespace, chosen: Workload, host: replay.Host) -> Comparison:
+    """Replay under each policy, once if it was named twice, and under the one to hold them against."""
+    against = options.against or options.policy[0]
+    names = list(dict.fromkeys([*([] if against in options.policy else [against]), *options.policy]))
+    progress = Progress(sys.stderr, names, len(chosen.rows))
+    results = []
+    try:
+        for name in names:
+            tell = silent if options.quiet else functools.partial(progress.show, name)
+            results.append(replay.run(chosen, name, host, tell=tell))
+    finally:
+        progress.finish()
+    return Comparison(chosen.name, len(chosen.rows), host.total * PAGE, results, names.index(against))
+
+
+def to_json(given: Comparison, free: int) -> dict[str, Any]:
+    """Return what was found, for programs: bytes, rows, numbers."""
+    found = [asdict(row) | {"mapped": {size.name: held for size, held in row.mapped.items()}} for row in given.results]
+    differences = [{"policy": row.policy} | replay.differ(row, given.base) for row in given.results]
+    head = {"schema": 1, "workload": given.title, "rows": given.rows, "memory": given.memory, "free": free * PAGE}
+    return head | {"results": found, "against": given.base.policy, "differences": differences}
+
+
+def print_text(given: Comparison) -> None:
+    """Print table, curves and difference."""
+    paint, width = Paint.of(sys.stdout), text_width()
+    print(paint.head(f"{clean(given.title)}: {given.rows:,} loads and unloads on {given.memory >> 20:,} MB"))
+    print(paint.rule(width))
+    for line in (*draw_table(given.results, paint), "", *draw_curves(given.results, given.rows, paint, width), ""):
+        print(line)
+    for line in draw_difference(given, paint):
+        print(line)
+    print(tell_difference(given.results))
+    print("Simulated: docs/model.md tells how near real kernels come to it.")
+
+
+def compare(options: argparse.Namespace) -> Comparison:
+    """Replay what was asked for and write the files that were; a file is refused before minutes of work for it."""
+    if options.free > options.memory:
+        message = "--free is more than --memory"
+        raise ValueError(message)
+    picture.check_outputs(options, options.source)
+    chosen = take_workload(options.source)
+    text = options.buddyinfo.read_text(encoding="ascii") if options.buddyinfo else ""
+    given = replay_all(options, chosen, replay.Host(options.free, options.memory, text))
+    picture.write_pictures(
+        options, lambda: draw_svg_replay.draw_replay(given), lambda: draw_html_replay.draw_page(given)
+    )
+    return given
 
 
 def run(options: argparse.Namespace) -> int:
     """Replay and print; 1 with a line that says why, when there is nothing to replay."""
-    free = options.free or options.memory - min(HELD_AT_BOOT, options.memory // 10)
+    options.free = options.free or options.memory - min(HELD_AT_BOOT, options.memory // 10)
     try:
-        if free > options.memory:
-            message = "--free is more than --memory"
-            raise ValueError(message)  # noqa: TRY301 - told as the others are
-        chosen = take_workload(options.source)
-        text = options.buddyinfo.read_text(encoding="ascii") if options.buddyinfo else ""
-        results = replay_all(options, chosen, replay.Host(free, options.memory, text))
+        given = compare(options)
     except FileNotFoundError as error:
-        known = f"no file, and none of {', '.join(MADE)}" if error.filename == options.source else "no file"
-        sys.stderr.write(f"execmem replay: {error.filename}: {known}\n")
+        name = str(error.filename)
+        known = f"no file, and none of {', '.join(MADE)}" if name == options.source else "no such file or folder"
+        sys.stderr.write(f"execmem replay: {clean(name)}: {known}\n")
         return 1
     except OutOfMemoryError as error:
         sys.stderr.write(f"execmem replay: {error}: give the simulated machine more --memory\n")
         return 1
     except (OSError, TraceError, ValueError) as error:
-        sys.stderr.write(f"execmem replay: {error}\n")
+        sys.stderr.write(f"execmem replay: {clean(str(error))}\n")
         return 1
     if options.json:
-        found = [asdict(row) | {"mapped": {size.name: held for size, held in row.mapped.items()}} for row in results]
-        head = {"schema": 1, "workload": chosen.name, "rows": len(chosen.rows), "memory": options.memory * PAGE}
-        print(json.dumps(head | {"free": free * PAGE, "results": found}, indent=1))
-        return 0
-    paint, width = Paint.of(sys.stdout), text_width()
-    print(paint.head(f"{chosen.name}: {len(chosen.rows):,} loads and unloads on {options.memory * PAGE >> 20:,} MB"))
-    print(paint.rule(width))
-    for line in (*draw_table(results, paint), "", *draw_curves(results, len(chosen.rows), paint, width), ""):
-        print(line)
-    print(tell_difference(results))
-    print("Simulated: docs/model.md tells how near real kernels come to it.")
+        print(json.dumps(to_json(given, options.free), indent=1))
+    else:
+        print_text(given)
     return 0

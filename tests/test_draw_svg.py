@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import combinations
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -16,6 +16,9 @@ from execmem import directmap_cli, draw_svg
 from execmem.directmap import history, region
 from execmem.directmap.region import State
 from execmem.directmap.trace import EVENT, Client, Event, Kind, Lexicon, TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 S = 1_000_000_000
 HUGE = 2 << 20
@@ -196,17 +199,26 @@ SEEN_BY: Final = {  # linear RGB as it is seen without one kind of cones (Machad
 TO_XYZ: Final = ((0.4339, 0.3762, 0.1899), (0.2126, 0.7152, 0.0722), (0.0177, 0.1095, 0.8728))  # relative to white
 
 
+def see(colour: str, eyes: str) -> npt.NDArray[np.float64]:
+    """Return a colour as it is seen, in a space in which 2 is a difference that is just seen."""
+    linear = (np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255) ** 2.2
+    x, y, z = np.cbrt(np.array(TO_XYZ) @ np.clip(np.array(SEEN_BY[eyes]) @ linear, 0, 1))
+    return np.array([116 * y, 500 * (x - y), 200 * (y - z)])
+
+
+def check_colours(colours: Mapping[str, str], eyes: str) -> None:
+    """Any two colours can be told apart."""
+    distances = {
+        one + two: np.linalg.norm(see(colours[one], eyes) - see(colours[two], eyes))
+        for one, two in combinations(colours, 2)
+    }
+    assert min(distances.values()) > 12, min(distances, key=lambda pair: distances[pair])
+
+
 @pytest.mark.parametrize("way", ["light", "dark"])
 @pytest.mark.parametrize("eyes", SEEN_BY)
 def test_colours_can_be_told_apart(way: str, eyes: str) -> None:
-    def see(colour: str) -> npt.NDArray[np.float64]:
-        linear = (np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255) ** 2.2
-        x, y, z = np.cbrt(np.array(TO_XYZ) @ np.clip(np.array(SEEN_BY[eyes]) @ linear, 0, 1))
-        return np.array([116 * y, 500 * (x - y), 200 * (y - z)])
-
-    seen = {look.letter: see(getattr(look, way)) for look in draw_svg.LOOKS.values()}
-    distances = {one + two: np.linalg.norm(seen[one] - seen[two]) for one, two in combinations(seen, 2)}
-    assert min(distances.values()) > 12, min(distances, key=lambda pair: distances[pair])  # 2 is just seen
+    check_colours({look.letter: getattr(look, way) for look in draw_svg.LOOKS.values()}, eyes)
 
 
 @pytest.mark.parametrize("regions", [1, 64, 2048, 2049, 524_288])
@@ -229,9 +241,20 @@ def test_a_counter_that_nobody_has_is_drawn_from_rows() -> None:
     assert lines == [("split", [5.0]), ("joined", [1.0])]
 
 
-def test_the_picture_is_the_one_that_was_looked_at(tmp_path: Path) -> None:
-    golden = DATA / "directmap.svg"
-    new = tmp_path / "directmap.svg"
-    new.write_text(draw_svg.draw_history(some_history(some_states())), encoding="utf-8")
+def check_golden(drawn: str, golden: Path, folder: Path) -> None:
+    """A picture is the one that was looked at and kept."""
+    new = folder / golden.name
+    new.write_text(drawn, encoding="utf-8")
     same = new.read_text(encoding="utf-8") == golden.read_text(encoding="utf-8")
     assert same, f"look at {new}; if it is as it should be, copy it to {golden}"
+
+
+def test_the_picture_is_the_one_that_was_looked_at(tmp_path: Path) -> None:
+    check_golden(draw_svg.draw_history(some_history(some_states())), DATA / "directmap.svg", tmp_path)
+
+
+def test_the_picture_of_the_readme_is_what_its_command_draws(tmp_path: Path) -> None:
+    root = DATA.parent.parent
+    new = tmp_path / "new.svg"
+    assert directmap_cli.main(["report", str(root / "examples/direct_map.trace"), "--svg", str(new)]) == 0
+    check_golden(new.read_text(encoding="utf-8"), root / "docs/direct_map.svg", tmp_path)

@@ -251,6 +251,8 @@ MODULES: Final = (
         "draw_svg",
         "page",
         "draw_html",
+        "draw_svg_replay",
+        "draw_html_replay",
         "picture",
         "watch",
         "survey",

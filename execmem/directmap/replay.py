@@ -1,7 +1,7 @@
 """replay: one workload through one policy or all of them; what came of it as figures and a table.
 
-`compare` gives a row a policy, `table` the text. `predict` replays a run of the lab and sets its figures beside the
-measured ones.
+`compare` gives a row a policy, `table` the text, `FIGURES` what people compare policies by. `predict` replays a run of
+the lab and sets its figures beside the measured ones.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Result:
     """What a policy made of a workload.
 
     Regions are 2 MB pages of the direct map. `splits` counts how often one was split, `split_now` those that are split
-    at the end, `over_time` pairs of row and splits so far. Books are those of the moment with most live bytes: `held`
-    bytes of memory for `live` bytes of code, `waste` the difference by cause, `tlb` the TLB entries that run
-    `HOT` random images. `least` is the lower bound of regions split: see `lower_bound`.
+    at the end, `over_time` pairs of row and splits so far, `memory` triples of row, live bytes and held bytes. Books
+    are those of the moment with most live bytes: `held` bytes of memory for `live` bytes of code, `waste` the
+    difference by cause, `tlb` the TLB entries that run `HOT` random images. `least` is the lower bound of regions
+    split: see `lower_bound`.
     """
 
     policy: str
@@ -55,6 +56,7 @@ class Result:
     split_now: int = 0
     least: int = 0
     over_time: list[tuple[int, int]] = field(default_factory=list)
+    memory: list[tuple[int, int, int]] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
     mapped: dict[Size, int] = field(default_factory=dict)
     live: int = 0
@@ -111,10 +113,13 @@ class Hog:
                 self._pages[at] = -1
 
 
-def run(workload: Workload, name: str, host: Host, *, kernel: str = "") -> Result:
+def run(
+    workload: Workload, name: str, host: Host, *, kernel: str = "", tell: Callable[[int], object] = lambda _: None
+) -> Result:
     """Replay a workload through one policy. Some 10 to 40 us a row.
 
-    The machine has the page allocator of the policy's own kernel, or of `kernel`.
+    The machine has the page allocator of the policy's own kernel, or of `kernel`. `tell` is called a hundred times with
+    the rows that are done.
     """
     plan = POLICIES[name]
     machine = prepare(workload, kernel or plan.kernel, host)
@@ -137,6 +142,8 @@ def run(workload: Workload, name: str, host: Host, *, kernel: str = "") -> Resul
             hog.step()
         if at % every == 0:
             result.over_time.append((at, machine.map.splits[Size.REGION] - zero))
+            result.memory.append((at, loads.live, loads.held))
+            tell(at)
         if at == top:
             _look(result, loads, workload.seed)
     for mark in marks:
@@ -144,6 +151,7 @@ def run(workload: Workload, name: str, host: Host, *, kernel: str = "") -> Resul
         result.steps[mark.name] = machine.map.splits[Size.REGION] - zero
     result.splits = machine.map.splits[Size.REGION] - zero
     result.over_time.append((len(workload.rows), result.splits))
+    result.memory.append((len(workload.rows), loads.live, loads.held))
     result.splits_1g = machine.map.splits[Size.GIGA]
     result.joins = machine.map.joins[Size.REGION]
     result.split_now = len(machine.map.split)
@@ -207,6 +215,48 @@ def table(results: Sequence[Result]) -> str:
         )
         for line in cells
     )
+
+
+class Figure(NamedTuple):
+    """A figure that people compare policies by; `unit` of what `take` gives is 1 as it is shown."""
+
+    name: str
+    words: str
+    take: Callable[[Result], float]
+    unit: int = 1
+    digits: int = 0
+
+    def tell(self, value: float) -> str:
+        """Return a value as it is shown."""
+        return f"{value / self.unit:,.{self.digits}f}"
+
+    def tell_change(self, change: float) -> str:
+        """Return the difference between two values, with its sign; "=" when nothing of it would be seen."""
+        told = f"{change / self.unit:+,.{self.digits}f}"
+        return told if told.strip("+-0.,") else "="
+
+
+MB: Final = 1 << 20
+FIGURES: Final = (
+    Figure("splits", "regions split", lambda row: row.splits),
+    Figure("split_now", "split at the end", lambda row: row.split_now),
+    Figure("least", "no policy below", lambda row: row.least),
+    Figure("splits_1g", "1 GB pages split", lambda row: row.splits_1g),
+    Figure("mapped_4k", "4 KB mapped, MB", lambda row: row.mapped[Size.PAGE], MB),
+    Figure("tlb", "TLB entries", lambda row: row.tlb),
+    Figure("live", "code live, MB", lambda row: row.live, MB, 1),
+    Figure("held", "held, MB", lambda row: row.held, MB, 1),
+    Figure("fragmentation", "held / live", lambda row: row.fragmentation, 1, 2),
+    Figure("header", "headers, KB", lambda row: row.waste["header"], 1 << 10),
+    Figure("rounding", "rounding, KB", lambda row: row.waste["rounding"], 1 << 10),
+    Figure("free", "free in packs, KB", lambda row: row.waste["free"], 1 << 10),
+)
+GIVEN: Final = frozenset({"least", "live"})  # by the workload and the host: no policy changes them
+
+
+def differ(row: Result, base: Result) -> dict[str, float]:
+    """Return by how much the figures of one policy are above those of another; below 0 is better."""
+    return {one.name: one.take(row) - one.take(base) for one in FIGURES if one.name not in GIVEN}
 
 
 # ---- model against lab ----
