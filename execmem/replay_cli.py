@@ -62,12 +62,23 @@ def to_memory(text: str) -> int:
 
 
 def to_policy(text: str) -> str:
-    """Return the one policy whose name holds this text."""
-    found = [name for name in POLICIES if text.lower() in name.lower()]
-    if len(found) != 1 and text not in POLICIES:
-        message = f"{text!r} is not a part of one of: {', '.join(POLICIES)}"
-        raise argparse.ArgumentTypeError(message)
-    return text if text in POLICIES else found[0]
+    """Return the one policy that has this name, or this word in it, or this part.
+
+    >>> to_policy("6.1"), to_policy("Song")
+    ('prog_pack, 6.1', 'Song 2022')
+    """
+    wanted = text.lower()
+    ways: list[Callable[[str], bool]] = [
+        lambda name: wanted == name,
+        lambda name: wanted in name.replace(",", "").split(),
+        lambda name: wanted in name,
+    ]
+    for fits in ways:
+        found = [name for name in POLICIES if fits(name.lower())]
+        if len(found) == 1:
+            return found[0]
+    message = f"{text!r} is not a part of one of: {'; '.join(POLICIES)}"
+    raise argparse.ArgumentTypeError(message)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -53,6 +57,21 @@ def test_a_recorded_trace_is_a_table_and_curves(
     assert "Regions split: " in lines[-2]
 
 
+def test_the_difference_is_told_against_the_first_or_another(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = ask(capsys, trace, "--memory", "512M", "--policy", "5.10", "ours")
+    lines = out.splitlines()
+    at = lines.index("against page each, 5.10: below 0 is better, = is the same")
+    assert lines[at + 1].split() == ["ours"]
+    found = {line[:17].strip(): line[17:].split() for line in lines[at + 2 : at + 8]}
+    assert list(found) == [figure.words for figure in replay_cli.COMPARED]
+    assert found["regions split"][0].startswith("-")
+    assert found["1 GB pages split"] == ["="]
+    _, out, _ = ask(capsys, trace, "--memory", "512M", "--policy", "ours", "ours", "--against", "5.10")
+    assert f"against page each, 5.10: below 0 is better, = is the same\n{'':<17}      ours\n" in out  # once
+    _, out, _ = ask(capsys, trace, "--memory", "512M", "--policy", "5.10")
+    assert "against" not in out
+
+
 def test_json_has_every_figure(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, trace, "--memory", "512M", "--policy", "5.10", "ours", "--json")
     found = json.loads(out)
@@ -64,6 +83,13 @@ def test_json_has_every_figure(trace: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(each["waste"]) == {"header", "rounding", "free"}
     assert set(each["mapped"]) == {"PAGE", "REGION", "GIGA"}
     assert each["over_time"][-1] == [900, each["splits"]]
+    assert each["memory"][-1][:2] == [900, 300 * 700]
+    assert max(held for _, _, held in each["memory"]) <= each["held"]
+    assert found["against"] == "page each, 5.10"
+    same, change = found["differences"]
+    assert (same.pop("policy"), set(same.values())) == ("page each, 5.10", {0})
+    assert (change["policy"], change["splits"]) == ("ours", ours["splits"] - each["splits"])
+    assert change["free"] == ours["waste"]["free"] - each["waste"]["free"]
 
 
 def test_a_workload_of_the_lab_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +106,85 @@ def test_free_lists_may_be_those_of_a_machine(trace: Path, tmp_path: Path, capsy
     assert json.loads(out)["results"][0]["splits"] > 0
 
 
+# ---- files ----
+
+
+def test_files_are_drawn(trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    svg, page = tmp_path / "a.svg", tmp_path / "a.html"
+    svg.write_text("older")
+    code, out, _ = ask(
+        capsys, trace, "--memory", "512M", "--policy", "6.1", "ours", "--against", "ours", "--svg", svg, "--html", page
+    )
+    assert (code, "regions split" in out) == (0, True)
+    assert "against B  ours" in "".join(ET.parse(svg).getroot().itertext())  # noqa: S314 - our own text
+    assert 'Against <span id="against">B  ours</span>' in page.read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.svg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.trace", "which would be lost"), ("no/a.svg", "is no folder; make it first")]
+)
+def test_a_file_that_cannot_be_drawn_is_told_before_the_work(
+    name: str, message: str, trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "run", lambda *_, **__: pytest.fail("worked"))
+    before = trace.read_bytes()
+    code, out, err = ask(capsys, trace, "--svg", trace.parent / name)
+    assert (code, out, err.count("\n"), message in err) == (1, "", 1, True)
+    assert trace.read_bytes() == before
+
+
+def test_ctrl_c_leaves_a_file_as_it_was(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    svg = tmp_path / "a.svg"
+    svg.write_text("older")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(svg), "replace", interrupt)
+    code, out, _ = ask(capsys, trace, "--memory", "512M", "--policy", "ours", "--svg", svg)
+    assert (code, out, svg.read_text(), list(tmp_path.iterdir())) == (130, "", "older", [svg])
+
+
+# ---- progress ----
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Screen(), io.StringIO()])
+def test_work_of_more_than_two_seconds_says_how_far_it_is(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 1.9, 2.5, 2.6, 20.0])
+    monkeypatch.setattr(replay_cli, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    progress = replay_cli.Progress(stream, ["one", "two"], 1000)
+    for policy, done in (("one", 0), ("one", 500), ("one", 510), ("two", 500)):
+        progress.show(policy, done)
+    progress.finish()
+    told = re.findall(r"replayed +(\d+)%: policy (\d) of 2, (\w+)", stream.getvalue())
+    assert told == [("25", "1", "one"), ("75", "2", "two")]
+    assert stream.getvalue().endswith("\r" if stream.isatty() else "\n")
+
+
+def test_short_work_says_nothing(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(capsys, trace, "--memory", "512M", "--policy", "ours")[2] == ""
+
+
+def test_a_trace_with_a_bad_name_does_nothing_to_the_terminal(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "a\x1b[2J\n.trace"
+    bad.write_bytes(trace.read_bytes())
+    assert "\x1b" not in ask(capsys, bad, "--memory", "512M", "--policy", "ours")[1]
+    _, _, err = ask(capsys, f"{bad}.not")
+    assert ("\x1b" in err, err.count("\n")) == (False, 1)
+
+
 def test_without_block_characters_curves_are_ascii(trace: Path) -> None:
     rows = [replay.run(replay_cli.take_workload(str(trace)), "page each, 5.10", replay.Host(100_000, 131_072))]
     plain = replay_cli.draw_curves(rows, 900, Paint(colour=False, unicode=False), 80)
@@ -94,7 +199,7 @@ def test_without_block_characters_curves_are_ascii(trace: Path) -> None:
         (["scn=ramp n=-4"], "'scn=ramp n=-4'"),
         ([__file__], "not a trace"),
         (["tools", "--memory", "64M", "--free", "65M"], "--free is more than --memory"),
-        (["tools", "--buddyinfo", "/no/such"], "/no/such: no file"),
+        (["tools", "--buddyinfo", "/no/such"], "/no/such: no such file"),
         (["tools", "--buddyinfo", __file__], "buddyinfo"),
         (["scn=ramp n=4000 insns=4000-4000", "--memory", "64M", "--free", "64M"], "memory"),
     ],
@@ -110,7 +215,8 @@ def test_what_cannot_be_replayed_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--memory", "1K"], ["--memory", "9999T"], ["--policy", "none"], ["--policy", "6"]]
+    "arguments",
+    [["--memory", "1K"], ["--memory", "9999T"], ["--policy", "none"], ["--policy", "6"], ["--against", "6"]],
 )
 def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
