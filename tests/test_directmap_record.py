@@ -267,6 +267,19 @@ def test_who_loaded_a_program_is_blamed(machine: Machine) -> None:
     assert blamed(machine) == ("pid 7 tc", "it loaded first, and 1 more")
 
 
+@pytest.mark.parametrize("why", ["no allowance", "no processes"])
+def test_who_is_blamed_though_nobody_looked_at_processes_is_told_so(machine: Machine, why: str) -> None:
+    if why == "no processes":
+        machine.means.processes = None
+    recorder = machine.recorder()
+    recorder.sample()
+    recorder._allowance.spend(LOAN * 2)
+    machine.events = [load("innocent", "pid 7 bystander", 100 * S + 1)]
+    machine.split_some()
+    recorder.sample()
+    assert blamed(machine) == ("pid 7 bystander", "it loaded innocent; nobody looked further")
+
+
 def test_a_program_whose_event_comes_a_moment_after_its_split_is_blamed(machine: Machine) -> None:
     recorder = machine.recorder()
     recorder.sample()

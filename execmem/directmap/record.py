@@ -185,6 +185,7 @@ class Clues(NamedTuple):
     weak: list[Clue]
     nobody: str
     grown: Sequence[Secret] = ()
+    looked: bool = True  # at processes: who got secret memory is known
 
 
 class Clue(NamedTuple):
@@ -528,15 +529,18 @@ class Recorder:
         weak = [Clue(event.owner, f"its {event.name} was freed") for event in self._recent if event.kind == Kind.UNLOAD]
         processes = self.means.processes
         if processes is None:
-            return Clues(strong, weak, f"processes cannot be looked at: {self.means.missing.get('processes', '')}")
+            return Clues(
+                strong, weak, f"processes cannot be looked at: {self.means.missing.get('processes', '')}", looked=False
+            )
         if not look:
-            return Clues(strong, weak, "not looked: so many splits that looking would cost more than its allowance")
+            why = "not looked: so many splits that looking would cost more than its allowance"
+            return Clues(strong, weak, why, looked=False)
         before = self._secrets
         try:
             self._secrets = processes.secrets()
             young = [] if strong or weak else processes.started(self._since)
         except NotAvailable as error:
-            return Clues(strong, weak, f"processes cannot be looked at any more: {error}")
+            return Clues(strong, weak, f"processes cannot be looked at any more: {error}", looked=False)
         grown = [
             secret
             for number, secret in self._secrets.items()
@@ -569,7 +573,9 @@ class Recorder:
         nobody = clues.nobody
         if elsewhere:
             nobody += f"; secret memory of {', '.join(elsewhere[:NAMED])} lies in other regions"
-        return blame(strong, clues.weak, nobody)
+        found = blame(strong, clues.weak, nobody)
+        unsure = not clues.looked and found.what != nobody
+        return Clue(found.owner, f"{found.what}; nobody looked further") if unsure else found
 
     def run(
         self,
