@@ -89,6 +89,8 @@ def clean(text: str) -> str:
     >>> print(clean("a" + chr(27) + "[2Jb"))
     a\x1b[2Jb
     """
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 

@@ -39,6 +39,7 @@ PACK_BYTES, SMALL_PAGE = 2 << 20, 4096
 FACTS = (-6, -9, -9, 6)  # columns beside a bar: they and the bar fit in 80
 FACTS_WIDTH = 36
 ROW_FACTS = (-6, -9, -6, 7)
+SEVERAL_MOMENTS: Final = "blocks came and went while they were read: the picture is of several moments"
 FEW = 10  # a second: below this tenths are told
 
 
@@ -252,16 +253,20 @@ def draw_domain(facts: DomainFacts, paint: Paint, width: int) -> list[str]:
         lines.append(
             f"and {facts.packs_left_out:,} packs more; packs by fill, 0 to 100 % in tenths: {tell_fills(facts)}"
         )
-    reasons = {pack.pages.why for pack in facts.packs if pack.pages.huge_bytes is None and pack.pages.why}
-    lines += [f"pages: not available: {reason}" for reason in sorted(reasons)]
+    lines += [f"pages: not available: {reason}" for reason in tell_no_pages(facts)]
     if facts.owners is not None and facts.ages is not None:
         letters = OWNER_LETTERS if facts.by == "owner" else ""
         lines += ["", *table("owner", facts.owners, letters, OWNER_COLOURS, paint)]
         letters = AGE_LETTERS if facts.by == "age" else ""
         lines += ["", *table("age", facts.ages, letters, AGE_COLOURS, paint)]
     if facts.of_one_moment is False:
-        lines.append("blocks came and went while they were read: the picture is of several moments")
+        lines.append(SEVERAL_MOMENTS)
     return lines
+
+
+def tell_no_pages(facts: DomainFacts) -> list[str]:
+    """Return why pages of packs are not known."""
+    return sorted({pack.pages.why for pack in facts.packs if pack.pages.huge_bytes is None and pack.pages.why})
 
 
 def tell_fills(facts: DomainFacts) -> str:

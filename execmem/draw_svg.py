@@ -101,16 +101,16 @@ class Part(NamedTuple):
     height: float
 
 
-def document(title: str, parts: Sequence[Part], *, describe: str = "") -> str:
-    """Return a whole SVG file: the parts below each other under a title."""
+def document(title: str, parts: Sequence[Part], *, describe: str = "", key: str = "") -> str:
+    """Return a whole SVG file: the parts below each other under a title; `key` sets its ids apart in a page of many."""
     y, bodies = 44.0, []
     for part in parts:
         bodies.append(f'<g transform="translate(0 {y:g})">{part.body}</g>\n')
         y += part.height
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y:g}" viewBox="0 0 {WIDTH} {y:g}" '
-        f'role="img" aria-labelledby="em-title em-desc">\n<title id="em-title">{tell(title)}</title>\n'
-        f'<desc id="em-desc">{tell(describe or title)}</desc>\n<style>{style()}</style>\n'
+        f'role="img" aria-labelledby="em-title{key} em-desc{key}">\n<title id="em-title{key}">{tell(title)}</title>\n'
+        f'<desc id="em-desc{key}">{tell(describe or title)}</desc>\n<style>{style()}</style>\n'
         f'<rect width="100%" height="100%" class="em-page"/>\n'
         f'<text x="16" y="28" class="em em-b em-ink" font-size="16">{tell(title)}</text>\n{"".join(bodies)}</svg>\n'
     )

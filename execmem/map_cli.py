@@ -14,16 +14,19 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from execmem import draw_packs
+from execmem import draw_packs, draw_packs_html, draw_packs_svg, picture
 from execmem.draw import Paint, tell_bytes, text_width
+from execmem.draw_svg import shorten
 from execmem.survey import (
     ROW_CHUNKS,
     ROWS,
     DomainFacts,
+    PackBlocks,
     PackFacts,
     Wish,
+    chunks_of_nobody,
     pack_facts,
     survey_domain,
     survey_row,
@@ -40,6 +43,8 @@ PACKS_SHOWN: Final = 16
 USAGE: Final = 2
 DAY: Final = 86_400  # seconds
 CHUNK: Final = 64  # bytes
+
+Looks: TypeAlias = "dict[int, tuple[Ledger, Look]]"  # by the numbers of domains
 
 
 class UsageError(Exception):
@@ -94,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem map 4711 --by owner --sort fill --limit 5\n"
         "  execmem map 4711 --pack 3 --row 7    down to chunks and blocks\n"
         "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
+        "  execmem map 4711 --by owner --svg packs.svg --html packs.html\n"
         "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage"
     )
     parser.add_argument("pid", nargs="?", type=to_pid, metavar="PID", help="a process that uses execmem")
@@ -112,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--interval", type=to_seconds, default=0.25, metavar="S", help="to count events over, 0: do not (0.25)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON; docs/watch.md has the schema")
+    picture.add_arguments(parser)
 
 
 # ---- choosing ----
@@ -145,7 +152,7 @@ def pick_one(ledgers: Sequence[Ledger], what: str) -> Ledger:
     raise UsageError(message)
 
 
-def look_at(ledgers: Sequence[Ledger]) -> dict[int, tuple[Ledger, Look]]:
+def look_at(ledgers: Sequence[Ledger]) -> Looks:
     """Return a look at each domain; of one that closed meanwhile the last state is still there."""
     return {ledger.domain: (ledger, ledger.look()) for ledger in ledgers}
 
@@ -192,8 +199,14 @@ def check_map(options: argparse.Namespace) -> None:
     if (options.pid is None) == (options.file is None):
         message = "say the PID of a process, or --from FILE, and not both"
         raise UsageError(message)
-    if options.save is not None and (options.file is not None or options.pack is not None or options.json):
-        message = "--save copies the ledger of a PID and shows nothing: not with --from, --pack or --json"
+    drawn = picture.names(options)
+    if options.save is not None and (options.file is not None or options.pack is not None or options.json or drawn):
+        message = "--save copies the ledger of a PID and shows nothing: not with --from, --pack, --json or pictures"
+        raise UsageError(message)
+    if options.pack is not None and drawn:
+        message = (
+            "--svg, --png and --html draw all packs of domains, of which the page shows rows and chunks: not --pack"
+        )
         raise UsageError(message)
     check_row(options)
 
@@ -227,22 +240,65 @@ def show_map(
     ledgers: Sequence[Ledger], process: Process | None, pages: Pages | None, options: argparse.Namespace
 ) -> None:
     """Print every domain."""
-    before: dict[int, tuple[Ledger, Look]] = {}
+    before: Looks = {}
     if process is not None and options.interval:
         before = look_at(ledgers)
         time.sleep(options.interval)
+    looks = look_at(ledgers)
     width = text_width()
     cells = JSON_CELLS if options.json else draw_packs.cells_for(width)
-    wish = Wish(cells, options.limit or None, options.sort, options.by)
-    domains = [
-        survey_domain(ledger, before[number][1] if number in before else None, look, pages, wish)
-        for number, (ledger, look) in look_at(ledgers).items()
-    ]
+    domains = survey_all(looks, before, pages, Wish(cells, options.limit or None, options.sort, options.by))
+    write_pictures(looks, before, process, pages, options)
     if options.json:
         print(json.dumps(as_json(domains, process, options), indent=2))
         return
     paint = Paint.of(sys.stdout)
     print("\n".join(draw_map(domains, title(process, options, paint), paint, width)))
+
+
+def survey_all(
+    looks: Looks, before: Looks, pages: Pages | None, wish: Wish, kept: dict[int, PackBlocks] | None = None
+) -> list[DomainFacts]:
+    """Return what there is to say about every domain."""
+    return [
+        survey_domain(ledger, before[number][1] if number in before else None, look, pages, wish, kept)
+        for number, (ledger, look) in looks.items()
+    ]
+
+
+def write_pictures(
+    looks: Looks, before: Looks, process: Process | None, pages: Pages | None, options: argparse.Namespace
+) -> None:
+    """Write the files that were asked for; blocks are read again for them, in finer parts than text has."""
+    if process is None:
+        heading = f"packs in {Path(options.file).name}: times stand at its last event"
+    else:
+        heading = f"packs of process {process.pid}: {process.command}"
+
+    def draw() -> str:
+        wish = Wish(draw_packs_svg.CELLS, options.limit or None, options.sort, options.by)
+        return draw_packs_svg.draw_packs_of(survey_all(looks, before, pages, wish), shorten(heading, 110))
+
+    def write_page() -> str:
+        wish = Wish(JSON_CELLS, None, options.sort, "owner")
+        told = []
+        for number, (ledger, look) in looks.items():
+            kept: dict[int, PackBlocks] = {}
+            facts = survey_all({number: (ledger, look)}, before, pages, wish, kept)[0]
+            alone = {pack.number: chunks_of_nobody(ledger, pack, kept[pack.number].blocks) for pack in facts.packs}
+            held = {key: draw_packs_html.Held(blocks, alone[key]) for key, blocks in kept.items()}
+            told.append(draw_packs_html.Told(facts, held))
+        return draw_packs_html.draw_page(told, heading, options.by)
+
+    try:
+        picture.write_pictures(options, draw, write_page)
+    except WatchError:
+        raise
+    except OSError as error:
+        if isinstance(error, picture.PictureError):
+            raise WatchError(str(error)) from None
+        message = f"{' or '.join(picture.names(options))} cannot be written: {error.strerror}"
+        raise WatchError(message) from None
 
 
 def title(process: Process | None, options: argparse.Namespace, paint: Paint) -> str:

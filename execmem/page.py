@@ -52,9 +52,9 @@ def draw_table(names: Sequence[str], rows: Sequence[Sequence[str]], marks: Seque
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
 
 
-def make_script(body: str) -> str:
-    """Return a script: the tools, what one page does, and at the end the sign that it has run."""
-    ready = "document.documentElement.dataset.ready = Math.round(performance.now());"
+def make_script(body: str, *, waits: bool = False) -> str:
+    """Return a script: the tools, what one page does, and the sign that it has run: one that waits gives it itself."""
+    ready = "" if waits else "ready();"
     return f'\n"use strict";\n(() => {{{TOOLS}{body}{ready}\n}})();\n'
 
 
@@ -117,4 +117,5 @@ const size = (value, digits = 4) => {
   return value + " B";
 };
 const many = (value) => Math.round(value).toLocaleString("en");
+const ready = () => { document.documentElement.dataset.ready = Math.round(performance.now()); };
 """

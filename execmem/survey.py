@@ -387,14 +387,26 @@ class BlockSurvey:
         )
 
 
-def survey_domain(ledger: Ledger, before: Look | None, look: Look, pages: Pages | None, wish: Wish) -> DomainFacts:
-    """Return what a domain's ledger says. By fill: O(packs), else its block records are read too."""
+def survey_domain(  # noqa: PLR0913, PLR0917 - the last is for pages only
+    ledger: Ledger,
+    before: Look | None,
+    look: Look,
+    pages: Pages | None,
+    wish: Wish,
+    kept: dict[int, PackBlocks] | None = None,
+) -> DomainFacts:
+    """Return what a domain's ledger says. By fill: O(packs), else its block records are read too, and `kept` if given.
+
+    Those of the packs that are shown are kept, under the numbers of these.
+    """
     header = look.header
     chosen = choose_packs(look, wish)
     packs = [pack_facts(ledger, look, number, wish.cells, pages) for number in chosen]
     blocks = None if wish.by == "fill" else BlockSurvey(ledger, look, chosen)
     if blocks is not None:
         packs = [blocks.add_to(pack, wish.by) for pack in packs]
+        if kept is not None:
+            kept.update(blocks.kept)
     counted, seconds = rates(before, look)
     shown = look.packs[look.shown]
     tenths = np.minimum(shown["used_chunks"].astype(np.int64) * 10 // np.maximum(shown["usable_chunks"], 1), 9)
@@ -489,6 +501,19 @@ def survey_rows(ledger: Ledger, pack: PackFacts, now_ms: int) -> list[RowFacts]:
             )
         )
     return rows
+
+
+def chunks_of_nobody(ledger: Ledger, pack: PackFacts, blocks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Return a bool a usable chunk: in use, but of none of these blocks (parked, quarantined, held for a fork)."""
+    if pack.state == "span":
+        return np.zeros(lib.EXECMEM_PACK_CHUNKS, dtype=np.bool_)
+    alone = ledger.used(pack.number)
+    first, last = ranges(blocks, pack.address)
+    steps = np.zeros(lib.EXECMEM_PACK_CHUNKS + 1, dtype=np.int64)
+    np.add.at(steps, np.clip(first, 0, lib.EXECMEM_PACK_CHUNKS), 1)
+    np.add.at(steps, np.clip(last, 0, lib.EXECMEM_PACK_CHUNKS), -1)
+    alone[np.cumsum(steps)[: len(alone)] > 0] = False
+    return alone
 
 
 def survey_row(ledger: Ledger, pack: PackFacts, row: int, now_ms: int) -> tuple[list[BlockFacts], list[int]]:
