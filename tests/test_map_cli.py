@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import execmem
-from execmem import cli, draw_packs
+from execmem import cli, draw_packs, picture
 from execmem.draw import Paint
 
 if TYPE_CHECKING:
@@ -304,6 +304,8 @@ def test_a_saved_copy_is_read_like_the_process(
         (["map", "1", "--row", "3"], "--row is a row of a pack"),
         (["map", "1", "--pack", "0", "--row", "32"], "a pack has the rows 0 to 31"),
         (["map", "--from", "x", "--save", "y"], "--save copies the ledger of a PID"),
+        (["map", "1", "--save", "x", "--svg", "y"], "--save copies the ledger of a PID"),
+        (["map", "1", "--pack", "0", "--html", "y"], "draw all packs of domains"),
         (["top", "1", "--row", "3"], "--row is a row of a pack"),
     ],
 )
@@ -419,9 +421,9 @@ def test_top_prints_one_picture_after_another(striped: execmem.Domain, capsys: p
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     first, second = out.strip().split("\n\nexecmem top ")
-    for picture in (first, second):
-        assert "█·" * 16 in picture
-        assert re.search(r"16 (1x2M|512x4k|n/a)$", picture, re.MULTILINE)
+    for shown in (first, second):
+        assert "█·" * 16 in shown
+        assert re.search(r"16 (1x2M|512x4k|n/a)$", shown, re.MULTILINE)
     assert "one look only" in first
     assert re.search(r"per second, over 0\.\d\d s: 0 allocs, 0 frees, 0 fills, 0 refusals", second)
     assert max(map(len, out.splitlines())) <= 80
@@ -486,3 +488,61 @@ def read_until(descriptor: int, mark: bytes) -> bytes:
         assert select.select([descriptor], [], [], end - time.monotonic())[0], shown
         shown += os.read(descriptor, 65536)
     return shown
+
+
+# ---- pictures ----
+
+
+def test_pictures_show_the_packs(striped: execmem.Domain, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    svg, page = tmp_path / "a.svg", tmp_path / "a.html"
+    options = ("--domain", striped.number, "--interval", "0", "--by", "owner", "--svg", svg, "--html", page)
+    code, out, err = run(capsys, "map", os.getpid(), *options)
+    assert (code, err) == (0, "")
+    assert "50.0%" in out
+    drawn = svg.read_text(encoding="utf-8")
+    assert drawn.count(" 8v-8h16v8z") == 16  # of the pack of stripes: every second 64 kB, which are 16 pages
+    assert f"packs of process {os.getpid()}: " in drawn
+    assert "domain striped" in drawn
+    data = json.loads(page.read_text(encoding="utf-8").partition('id="data">')[2].partition("</script>")[0])
+    assert [head["count"] for head in data["heads"] if head["facts"][0] == "50.0 %"] == [16]
+    assert (data["by"], data["owners"]) == ("owner", [["v8"]])
+
+
+def test_pictures_of_a_copy_and_json_beside_them(
+    striped: execmem.Domain, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy, svg = tmp_path / "it.ledger", tmp_path / "a.svg"
+    assert run(capsys, "map", os.getpid(), "--domain", striped.number, "--save", copy)[0] == 0
+    for _ in range(2):
+        code, out, _ = run(capsys, "map", "--from", copy, "--json", "--svg", svg)
+        assert (code, json.loads(out)["file"]) == (0, str(copy))
+        drawn = svg.read_text(encoding="utf-8")
+        assert "packs in it.ledger: times stand at its last event" in drawn
+    assert run(capsys, "map", "--from", copy, "--by", "fill", "--limit", "1", "--svg", svg)[0] == 0
+    drawn = svg.read_text(encoding="utf-8")
+    assert "packs more; packs by fill" in drawn
+    assert "owner" not in drawn
+
+
+def test_a_png_is_made_of_the_svg(striped: execmem.Domain, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    out = tmp_path / "a.png"
+    code, _, err = run(capsys, "map", os.getpid(), "--domain", striped.number, "--interval", "0", "--png", out)
+    if code and picture.NO_FONTS in err:
+        pytest.skip(picture.NO_FONTS)
+    assert (code, out.read_bytes()[:8]) == (0, b"\x89PNG\r\n\x1a\n")
+
+
+def test_pictures_that_cannot_be_written_are_told(
+    striped: execmem.Domain,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("map", os.getpid(), "--domain", striped.number, "--interval", "0")
+    out = tmp_path / "no" / "a.svg"
+    code, _, err = run(capsys, *options, "--svg", out)
+    assert (code, err) == (1, f"execmem map: {out} cannot be written: No such file or directory\n")
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    code, _, err = run(capsys, *options, "--png", tmp_path / "a.png")
+    assert (code, err) == (1, f"execmem map: {picture.NO_RASTER}\n")
