@@ -15,15 +15,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gzip
 import os
 import re
 import stat
 import struct
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, Final, NoReturn
 
 import numpy as np
 
@@ -63,6 +65,9 @@ MAPPING: Final = re.compile(
     re.MULTILINE,
 )
 COPY_PIECE: Final = 1 << 20
+GZIP_MAGIC: Final = b"\x1f\x8b"
+UNPACK_PIECE: Final = 1 << 16
+UNPACKED_MAX: Final = 1 << 36  # bytes, most of them holes: 32,768 packs
 
 
 class WatchError(ExecmemError):
@@ -535,14 +540,39 @@ class Process:
 
 
 def open_copy(path: str) -> Ledger:
-    """Open a copy of a ledger in a file."""
+    """Open a copy of a ledger in a file, which gzip may have packed."""
+    where = f"the file {path}"
     try:
-        return Ledger.open(path, f"the file {path}", live=False)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode) and os.pread(descriptor, 2, 0) == GZIP_MAGIC:
+            with os.fdopen(descriptor, "rb") as packed:
+                descriptor = unpack(packed)
+        return Ledger(descriptor, where, live=False)
     except WatchError:
         raise
-    except OSError as error:
-        message = f"the file {path} cannot be read: {error.strerror}"
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = f"{where} is packed by gzip, and truncated or damaged: {error}"
         raise WatchError(message) from None
+    except OSError as error:
+        message = f"{where} cannot be read: {error.strerror}"
+        raise WatchError(message) from None
+
+
+def unpack(packed: BinaryIO) -> int:
+    """Return a descriptor of a nameless file with what gzip packed, holes as holes; no more than a header says."""
+    with tempfile.TemporaryFile() as out, gzip.GzipFile(fileobj=packed) as pieces:
+        head = pieces.read(HEADER_DTYPE.itemsize)
+        os.pwrite(out.fileno(), head, 0)
+        size = len(head)
+        whole = 0
+        if size == HEADER_DTYPE.itemsize and head.startswith(MAGIC):
+            whole = min(int(np.frombuffer(head, dtype=HEADER_DTYPE)[0]["ledger_size"]), UNPACKED_MAX)
+        while size < whole and (piece := pieces.read(min(UNPACK_PIECE, whole - size))):
+            if piece.count(0) < len(piece):
+                os.pwrite(out.fileno(), piece, size)
+            size += len(piece)
+        os.ftruncate(out.fileno(), size)
+        return os.dup(out.fileno())
 
 
 # ---- its pages ----

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,6 @@ from execmem.draw import Paint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 CELL = 64 << 10
 WATCHED = """if True:
@@ -546,3 +546,14 @@ def test_pictures_that_cannot_be_written_are_told(
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     code, _, err = run(capsys, *options, "--png", tmp_path / "a.png")
     assert (code, err) == (1, f"execmem map: {picture.NO_RASTER}\n")
+
+
+def test_the_picture_in_the_documents_is_made_of_the_example(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = Path(__file__).resolve().parent.parent
+    svg = tmp_path / "packs.svg"
+    code, out, _ = run(capsys, "map", "--from", root / "examples" / "packs.ledger.gz", "--svg", svg)
+    assert (code, "domain compilers (2): 7 packs, 2,328 blocks" in out) == (0, True)
+    same = svg.read_text(encoding="utf-8") == (root / "docs" / "packs.svg").read_text(encoding="utf-8")
+    assert same, f"look at {svg}; if it is as it should be, copy it to docs/packs.svg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import mmap
 import os
 import random
@@ -386,6 +387,37 @@ def test_what_is_no_ledger_is_told(tmp_path: Path, what: str, words: str) -> Non
         path.mkdir()
     elif what == "pipe":
         os.mkfifo(path)
+    with pytest.raises(watch.WatchError, match=words):
+        watch.open_copy(str(path))
+
+
+def test_a_copy_that_gzip_packed_is_read_like_itself(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "it.ledger.gz"
+    path.write_bytes(gzip.compress(saved.read_bytes(), 1))
+    plain, packed = watch.open_copy(str(saved)), watch.open_copy(str(path))
+    one, other = plain.look(), packed.look()
+    assert one.packs.tobytes() == other.packs.tobytes()
+    for number in one.shown:
+        assert plain.blocks(number)[0].tobytes() == packed.blocks(number)[0].tobytes()
+    assert os.fstat(packed._descriptor).st_blocks * 512 < os.fstat(packed._descriptor).st_size // 4  # holes are kept
+    plain.close()
+    packed.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("cut", "is packed by gzip, and truncated or damaged"), ("damaged", "is packed by gzip, and truncated or damaged"),
+     ("text", "no ledger of execmem: it does not begin"), ("short", "is truncated or no ledger: 7 bytes"),
+     ("small", "is truncated: ")],
+)  # fmt: skip
+def test_what_gzip_packed_badly_is_told(saved: Path, tmp_path: Path, what: str, words: str) -> None:
+    path = tmp_path / "bad.gz"
+    whole = gzip.compress(saved.read_bytes(), 1)
+    raw = {
+        "cut": whole[:-40], "damaged": whole[:200] + bytes(400) + whole[600:], "text": gzip.compress(b"x" * 5000),
+        "short": gzip.compress(b"EXECMEM"), "small": gzip.compress(saved.read_bytes()[:100_000]),
+    }[what]  # fmt: skip
+    path.write_bytes(raw)
     with pytest.raises(watch.WatchError, match=words):
         watch.open_copy(str(path))
 
