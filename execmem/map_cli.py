@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from execmem import draw_packs, draw_packs_html, draw_packs_svg, picture
+from execmem import draw_occupancy, draw_packs, draw_packs_html, draw_packs_svg, occupancy, picture
 from execmem.draw import Paint, tell_bytes, text_width
 from execmem.draw_svg import shorten
 from execmem.survey import (
@@ -35,11 +35,12 @@ from execmem.survey import (
 from execmem.watch import Ledger, Look, Pages, Process, WatchError, open_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 SCHEMA: Final = "execmem-map-1"
 JSON_CELLS: Final = 64
 PACKS_SHOWN: Final = 16
+LIVES_SHOWN: Final = 64
 USAGE: Final = 2
 DAY: Final = 86_400  # seconds
 CHUNK: Final = 64  # bytes
@@ -100,10 +101,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem map 4711 --pack 3 --row 7    down to chunks and blocks\n"
         "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
         "  execmem map 4711 --by owner --svg packs.svg --html packs.html\n"
+        "  execmem top 4711 --limit 0 --json > it.jsonl; execmem map --history it.jsonl --svg it.svg\n"
         "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage"
     )
     parser.add_argument("pid", nargs="?", type=to_pid, metavar="PID", help="a process that uses execmem")
     parser.add_argument("--from", dest="file", metavar="FILE", help="a copy of a ledger, as --save writes it")
+    parser.add_argument(
+        "--history", metavar="FILE", help="packs in the course of time, from what `execmem top --json` printed"
+    )
     parser.add_argument(
         "--save", metavar="FILE", help="write a copy of the ledger, with its holes, instead of showing it"
     )
@@ -112,7 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--by", choices=("age", "owner", "fill"), default="age", help="what letters and colours tell (age)"
     )
     parser.add_argument(
-        "--limit", type=to_number, default=PACKS_SHOWN, metavar="N", help=f"packs shown, 0: all ({PACKS_SHOWN})"
+        "--limit",
+        type=to_number,
+        metavar="N",
+        help=f"packs shown, 0: all ({PACKS_SHOWN}; with --history {LIVES_SHOWN})",
     )
     parser.add_argument(
         "--interval", type=to_seconds, default=0.25, metavar="S", help="to count events over, 0: do not (0.25)"
@@ -180,6 +188,9 @@ def run(options: argparse.Namespace) -> int:
     """Show a process's packs, or write a copy of its ledger."""
     try:
         check_map(options)
+        if options.history is not None:
+            show_history(options)
+            return 0
         with open_source(options) as (ledgers, process, pages):
             chosen = find_domains(ledgers, options.domain)
             if options.save is not None:
@@ -196,6 +207,11 @@ def run(options: argparse.Namespace) -> int:
 
 def check_map(options: argparse.Namespace) -> None:
     """Refuse options that do not go together."""
+    if options.limit is None:
+        options.limit = PACKS_SHOWN if options.history is None else LIVES_SHOWN
+    if options.history is not None:
+        check_history(options)
+        return
     if (options.pid is None) == (options.file is None):
         message = "say the PID of a process, or --from FILE, and not both"
         raise UsageError(message)
@@ -209,6 +225,16 @@ def check_map(options: argparse.Namespace) -> None:
         )
         raise UsageError(message)
     check_row(options)
+
+
+def check_history(options: argparse.Namespace) -> None:
+    """Refuse what does not go with a recording."""
+    others = (options.pid, options.file, options.save, options.pack, options.row, options.html)
+    if options.json or any(other is not None for other in others):
+        message = (
+            "--history is text, --svg or --png of a recording: not with a PID, --from, --save, --pack, --json or --html"
+        )
+        raise UsageError(message)
 
 
 def check_row(options: argparse.Namespace) -> None:
@@ -290,8 +316,13 @@ def write_pictures(
             told.append(draw_packs_html.Told(facts, held))
         return draw_packs_html.draw_page(told, heading, options.by)
 
+    write_files(options, draw, write_page)
+
+
+def write_files(options: argparse.Namespace, svg: Callable[[], str], page: Callable[[], str]) -> None:
+    """Write the files that were asked for, or raise with what cannot be written."""
     try:
-        picture.write_pictures(options, draw, write_page)
+        picture.write_pictures(options, svg, page)
     except WatchError:
         raise
     except OSError as error:
@@ -299,6 +330,41 @@ def write_pictures(
             raise WatchError(str(error)) from None
         message = f"{' or '.join(picture.names(options))} cannot be written: {error.strerror}"
         raise WatchError(message) from None
+
+
+# ---- the course of time ----
+
+
+def show_history(options: argparse.Namespace) -> None:
+    """Print the domains of a recording, and draw them."""
+    paint, limit = Paint.of(sys.stdout), options.limit or None
+    where = f"the file {draw_packs.printable(options.history, paint, 200)}"
+    try:
+        with Path(options.history).open("rb") as file:
+            found, notes = occupancy.read(file, where)
+    except WatchError:
+        raise
+    except OSError as error:
+        message = f"{where} cannot be read: {error.strerror}"
+        raise WatchError(message) from None
+    chosen = [history for history in found if options.domain in {None, history.name, str(history.number)}]
+    chosen = [history for history in chosen if history.lives] or chosen
+    if not chosen:
+        there = ", ".join(f"{draw_packs.printable(history.name, paint)} ({history.number})" for history in found)
+        message = (
+            f"{where} has no domain{'' if options.domain is None else f' {options.domain!r}'}; it has {there or 'none'}"
+        )
+        raise WatchError(message)
+    heading = f"execmem map --history {draw_packs.printable(options.history, paint)}"
+    lines = [paint.head(heading), paint.rule(text_width())]
+    for history in chosen:
+        lines += [*draw_occupancy.draw_text(history, limit, paint, text_width()), ""]
+    title = shorten(f"packs in the course of time, recorded in {Path(options.history).name}", 110)
+    plain = Paint(colour=False, unicode=True)
+    write_files(options, lambda: draw_occupancy.draw_svg(chosen, title, limit, plain), str)
+    print("\n".join(lines + draw_occupancy.legend(paint)))
+    for note in notes:
+        print(f"execmem map: {note}", file=sys.stderr)
 
 
 def title(process: Process | None, options: argparse.Namespace, paint: Paint) -> str:

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem top 4711                     until Ctrl-C, or the process ends\n"
         "  execmem top 4711 --sort fill --every 2\n"
         "  execmem top 4711 --count 3 --json    three lines of JSON\n"
+        "  execmem top 4711 --limit 0 --json > it.jsonl; execmem map --history it.jsonl\n"
         "exit code: 0 shown, or the process ended; 1 cannot be shown; 130 Ctrl-C"
     )
     parser.add_argument("pid", type=map_cli.to_pid, metavar="PID", help="a process that uses execmem")
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=to_count, metavar="N", help="pictures, then end (until Ctrl-C)")
     map_cli.shared_arguments(parser)
+    parser.add_argument(
+        "--limit",
+        type=map_cli.to_number,
+        metavar="N",
+        help="packs shown of each domain, 0: all (what a screen has room for)",
+    )
     parser.add_argument("--json", action="store_true", help="print a line of JSON a picture")
 
 
@@ -92,8 +99,9 @@ class Top:
         rooms = share_out(height - FRAME_LINES - DOMAIN_LINES * busy - 2 * (len(counts) - busy), counts)
         cells = map_cli.JSON_CELLS if self.options.json else draw_packs.cells_for(width)
         domains = []
+        asked = self.options.limit
         for room, (number, (ledger, look)) in zip(rooms, looks.items(), strict=True):
-            wish = Wish(cells, room, self.options.sort, "fill")
+            wish = Wish(cells, room if asked is None else asked or None, self.options.sort, "fill")
             earlier = self._before.get(number)
             before = earlier[1] if earlier and earlier[0] is ledger else None
             domains.append(survey_domain(ledger, before, look, self.pages, wish))

@@ -247,7 +247,7 @@ MODULES: Final = (
     *("draw", "draw_svg", "page", "draw_html", "draw_svg_replay", "draw_html_replay", "picture"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function"),
     *("watch", "survey", "draw_packs", "draw_packs_svg", "draw_packs_html", "notebook"),
-    *("domain", "patch", "object", "execmem"),
+    *("occupancy", "draw_occupancy", "domain", "patch", "object", "execmem"),
     *("export", "export_packs", "demo_code", "demo", "soak", "doctor"),
     *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "export_cli", "cli", "__main__"),
 )
