@@ -35,6 +35,7 @@ BYTES_MAX: Final = 9_500_000  # of a page
 PACKS_MAX: Final = 4096  # in a page
 NAME_MAX: Final = 200  # letters of a name
 OWNERS_MAX: Final = 200  # lines of the table
+OWNERS_NAMED: Final = 20_000  # of a domain, told of a block
 
 
 class Held(NamedTuple):
@@ -96,8 +97,9 @@ def pack_domains(domains: Sequence[Told], most: int, *, named: bool) -> dict[str
     names: list[str] = []
     owners: list[list[str]] = []
     for place, (facts, held) in enumerate(domains):
-        numbers: dict[str, int] = {share.name: rank for rank, share in enumerate(facts.owners or [])}
-        owners.append([shorten(name, NAME_MAX) for name in numbers])
+        known = [share.name for share in facts.owners or []][:OWNERS_NAMED]
+        numbers = {name: rank for rank, name in enumerate(known)}
+        owners.append([*(shorten(name, NAME_MAX) for name in known), "one of those with fewest bytes"])
         for pack in facts.packs[: most - len(heads)]:
             inside = held[pack.number]
             found = inside.blocks
@@ -107,7 +109,7 @@ def pack_domains(domains: Sequence[Told], most: int, *, named: bool) -> dict[str
             columns["size"].append(found.blocks["size"])
             columns["age"].append(np.diff(found.ages, prepend=0))
             columns["state"].append(found.blocks["state"])
-            ranks = np.array([numbers[owner] for owner in found.owners], dtype=np.int64)
+            ranks = np.array([numbers.get(owner, len(known)) for owner in found.owners], dtype=np.int64)
             columns["owner"].append(ranks[found.which] if len(found.which) else found.which)
             columns["alone"].append(np.packbits(inside.alone, bitorder="little"))
             if named:
@@ -269,7 +271,7 @@ const classOf = (i) => {
 };
 const drawLegend = () => {
   const words = by === "age" ? data.ages.map((each) => each[0]) : data.owners.length === 1
-    ? [...data.owners[0].slice(0, data.shown), "all others"]
+    ? [...data.owners[0].slice(0, -1).slice(0, data.shown), "all others"]
     : [...Array(data.shown)].map((_, i) => i ? "" : "of most bytes in its domain").concat("all others");
   const lead = document.createElement("li");
   lead.textContent = by === "age" ? "age, from new to old:" : "owner, from most bytes to fewest:";

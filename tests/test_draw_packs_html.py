@@ -171,6 +171,13 @@ def test_what_does_not_fit_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch)
     assert len(page.encode()) < 110_000
 
 
+def test_owners_without_end_are_told_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw_packs_html, "OWNERS_NAMED", 1)
+    data = data_of(some_page())
+    assert data["owners"] == [["numba", "one of those with fewest bytes"]]
+    assert unpack(data, "owner", "<u4")[:6] == [0, 0, 1, 1, 0, 1]
+
+
 def test_a_process_without_packs_has_a_page() -> None:
     page = draw_packs_html.draw_page([Told(some_facts(packs=[], packs_left_out=0), {})], "x", "owner")
     assert data_of(page)["heads"] == []
