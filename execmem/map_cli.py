@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from execmem import draw_occupancy, draw_packs, draw_packs_html, draw_packs_svg, occupancy, picture
+from execmem import draw_html_packs, draw_occupancy, draw_packs, draw_svg_packs, occupancy, picture
 from execmem.draw import Paint, tell_bytes, text_width
 from execmem.draw_svg import shorten
 from execmem.survey import (
@@ -302,8 +302,8 @@ def write_pictures(
         heading = f"packs of process {process.pid}: {process.command}"
 
     def draw() -> str:
-        wish = Wish(draw_packs_svg.CELLS, options.limit or None, options.sort, options.by)
-        return draw_packs_svg.draw_packs_of(survey_all(looks, before, pages, wish), shorten(heading, 110))
+        wish = Wish(draw_svg_packs.CELLS, options.limit or None, options.sort, options.by)
+        return draw_svg_packs.draw_packs_of(survey_all(looks, before, pages, wish), shorten(heading, 110))
 
     def write_page() -> str:
         wish = Wish(JSON_CELLS, None, options.sort, "owner")
@@ -312,9 +312,9 @@ def write_pictures(
             kept: dict[int, PackBlocks] = {}
             facts = survey_all({number: (ledger, look)}, before, pages, wish, kept)[0]
             alone = {pack.number: chunks_of_nobody(ledger, pack, kept[pack.number].blocks) for pack in facts.packs}
-            held = {key: draw_packs_html.Held(blocks, alone[key]) for key, blocks in kept.items()}
-            told.append(draw_packs_html.Told(facts, held))
-        return draw_packs_html.draw_page(told, heading, options.by)
+            held = {key: draw_html_packs.Held(blocks, alone[key]) for key, blocks in kept.items()}
+            told.append(draw_html_packs.Told(facts, held))
+        return draw_html_packs.draw_page(told, heading, options.by)
 
     write_files(options, draw, write_page)
 

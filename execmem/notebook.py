@@ -10,8 +10,8 @@ import contextlib
 import os
 from typing import Final
 
-from execmem.draw_packs_svg import CELLS, draw_packs_of
 from execmem.draw_svg import document, notes, shorten
+from execmem.draw_svg_packs import CELLS, draw_packs_of
 from execmem.errors import ExecmemError
 from execmem.survey import Wish, survey_domain
 from execmem.watch import Pages, Process, WatchError

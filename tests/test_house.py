@@ -246,7 +246,7 @@ MODULES: Final = (
     *("directmap.lab", "directmap.lab_cli"),
     *("draw", "draw_svg", "page", "draw_html", "draw_svg_replay", "draw_html_replay", "picture"),
     *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function"),
-    *("watch", "survey", "draw_packs", "draw_packs_svg", "draw_packs_html", "notebook"),
+    *("watch", "survey", "draw_packs", "draw_svg_packs", "draw_html_packs", "notebook"),
     *("occupancy", "draw_occupancy", "domain", "patch", "object", "execmem"),
     *("export", "export_packs", "demo_code", "demo", "soak", "doctor"),
     *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "export_cli", "cli", "__main__"),

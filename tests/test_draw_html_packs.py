@@ -1,4 +1,4 @@
-"""draw_packs_html: what the page of packs holds, that nothing else acts in it, and how a browser goes into packs."""
+"""draw_html_packs: what the page of packs holds, that nothing else acts in it, and how a browser goes into packs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import browser
 import numpy as np
 import pytest
 from test_draw_html import data_of
-from test_draw_packs_svg import some_facts, some_packs
 from test_draw_svg import HOSTILE
+from test_draw_svg_packs import some_facts, some_packs
 
-from execmem import draw_packs_html
-from execmem.draw_packs_html import Held, Told
+from execmem import draw_html_packs
+from execmem.draw_html_packs import Held, Told
 from execmem.ledger import BLOCK_DTYPE
 from execmem.survey import BLOCK_STATES, PackBlocks, PackFacts, Share
 
@@ -62,7 +62,7 @@ def some_told() -> Told:
 
 
 def some_page(by: str = "age") -> str:
-    return draw_packs_html.draw_page([some_told()], f"packs of process 4711: {HOSTILE}", by)
+    return draw_html_packs.draw_page([some_told()], f"packs of process 4711: {HOSTILE}", by)
 
 
 def unpack(data: dict[str, Any], key: str, kind: str) -> list[int]:
@@ -109,9 +109,9 @@ def test_names_are_only_text() -> None:
 
 def test_the_page_runs_one_script_and_loads_nothing() -> None:
     page = some_page()
-    digest = base64.b64encode(hashlib.sha256(draw_packs_html.SCRIPT.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(draw_html_packs.SCRIPT.encode()).digest()).decode()
     assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
-    assert f"<script>{draw_packs_html.SCRIPT}</script>" in page
+    assert f"<script>{draw_html_packs.SCRIPT}</script>" in page
     assert not re.findall(r"\w+://[^\s\"'<)]*", page)
 
 
@@ -143,8 +143,8 @@ def many_blocks(packs: int, each: int) -> Told:
 
 
 def test_names_that_do_not_fit_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw_packs_html, "BYTES_MAX", 1_000_000)
-    page = draw_packs_html.draw_page([many_blocks(16, 6553)], "large", "age")
+    monkeypatch.setattr(draw_html_packs, "BYTES_MAX", 1_000_000)
+    page = draw_html_packs.draw_page([many_blocks(16, 6553)], "large", "age")
     assert 300_000 < len(page.encode()) < 1_000_000
     assert "it tells their owners only" in page
     data = data_of(page)
@@ -163,8 +163,8 @@ def test_names_that_do_not_fit_are_left_out(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_does_not_fit_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw_packs_html, "BYTES_MAX", 110_000)
-    page = draw_packs_html.draw_page([many_blocks(8, 1000)], "x", "age")
+    monkeypatch.setattr(draw_html_packs, "BYTES_MAX", 110_000)
+    page = draw_html_packs.draw_page([many_blocks(8, 1000)], "x", "age")
     shown = len(data_of(page)["heads"])
     assert 1 <= shown < 8
     assert f"{8 - shown} packs are not in this page" in page
@@ -172,14 +172,14 @@ def test_what_does_not_fit_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_owners_without_end_are_told_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw_packs_html, "OWNERS_NAMED", 1)
+    monkeypatch.setattr(draw_html_packs, "OWNERS_NAMED", 1)
     data = data_of(some_page())
     assert data["owners"] == [["numba", "one of those with fewest bytes"]]
     assert unpack(data, "owner", "<u4")[:6] == [0, 0, 1, 1, 0, 1]
 
 
 def test_a_process_without_packs_has_a_page() -> None:
-    page = draw_packs_html.draw_page([Told(some_facts(packs=[], packs_left_out=0), {})], "x", "owner")
+    page = draw_html_packs.draw_page([Told(some_facts(packs=[], packs_left_out=0), {})], "x", "owner")
     assert data_of(page)["heads"] == []
 
 

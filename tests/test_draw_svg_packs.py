@@ -1,4 +1,4 @@
-"""draw_packs_svg: what a picture of packs shows, that it is XML, and what it does with bad names."""
+"""draw_svg_packs: what a picture of packs shows, that it is XML, and what it does with bad names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_draw_svg import HOSTILE, parse
 
-from execmem import draw_packs, draw_packs_svg
+from execmem import draw_packs, draw_svg_packs
 from execmem.survey import NO_CLASS, OTHER, DomainFacts, PackFacts, Share
 from execmem.watch import PagesFound
 
@@ -71,7 +71,7 @@ def some_facts(by: str = "age", **changed: object) -> DomainFacts:
 
 
 def draw(*facts: DomainFacts) -> str:
-    return draw_packs_svg.draw_packs_of(facts, "packs of process 4711: python")
+    return draw_svg_packs.draw_packs_of(facts, "packs of process 4711: python")
 
 
 def words(*facts: DomainFacts) -> str:
@@ -116,13 +116,13 @@ def test_why_pages_are_not_known_is_told() -> None:
 
 def columns_of(cells: Sequence[float | None], classes: list[int]) -> list[tuple[str, str]]:
     pack = replace(WHOLE, cells=list(cells), classes=classes)
-    return re.findall(r'<path ([^>]*) d="([^"]*)"/>', draw_packs_svg.draw_columns(pack, "age"))
+    return re.findall(r'<path ([^>]*) d="([^"]*)"/>', draw_svg_packs.draw_columns(pack, "age"))
 
 
 def test_columns_are_as_high_as_pages_are_in_use() -> None:
     found = columns_of([1.0, 1.0, 0.5, 0.001, 0.0, None, 0.5], [0, 0, 0, 1, NO_CLASS, NO_CLASS, NO_CLASS])
     assert found == [
-        (draw_packs_svg.NOBODY, "M6 8v-4h1v4z"),
+        (draw_svg_packs.NOBODY, "M6 8v-4h1v4z"),
         ('fill="#875faf"', "M0 8v-8h2v8zM2 8v-4h1v4z"),
         ('fill="#5f5faf"', "M3 8v-1h1v1z"),  # however small, it is seen
     ]
@@ -131,9 +131,9 @@ def test_columns_are_as_high_as_pages_are_in_use() -> None:
 def test_letters_stand_below_what_they_tell() -> None:
     cells = [1.0] * 8 + [0.1] * 7 + [1.0] + [0.0] * 8 + [None] * 488
     classes = [0] * 8 + [1] * 7 + [3] + [NO_CLASS] * 496
-    found = draw_packs_svg.find_letters(replace(WHOLE, cells=cells, classes=classes), draw_packs.AGE_LETTERS)
+    found = draw_svg_packs.find_letters(replace(WHOLE, cells=cells, classes=classes), draw_packs.AGE_LETTERS)
     assert found == [(0, 1, "A"), (1, 1, "D")]  # 0.7 of B against 1.0 of D
-    runs = draw_packs_svg.find_letters(replace(WHOLE, cells=[1.0] * 512, classes=[2] * 512), draw_packs.AGE_LETTERS)
+    runs = draw_svg_packs.find_letters(replace(WHOLE, cells=[1.0] * 512, classes=[2] * 512), draw_packs.AGE_LETTERS)
     assert runs == [(0, 64, "C")]
 
 
@@ -141,11 +141,11 @@ def test_letters_stand_below_what_they_tell() -> None:
 def test_colours_are_those_of_the_terminal(colours: Sequence[int]) -> None:
     by = "age" if colours is draw_packs.AGE_COLOURS else "owner"
     text = draw(some_facts(by))
-    assert all(draw_packs_svg.rgb(colour) in text for colour in colours)
+    assert all(draw_svg_packs.rgb(colour) in text for colour in colours)
     levels = (0, 95, 135, 175, 215, 255)  # of xterm
     cube = {16 + 36 * r + 6 * g + b: f"#{levels[r]:02x}{levels[g]:02x}{levels[b]:02x}"
             for r in range(6) for g in range(6) for b in range(6)}  # fmt: skip
-    assert all(draw_packs_svg.rgb(number) == colour for number, colour in cube.items())
+    assert all(draw_svg_packs.rgb(number) == colour for number, colour in cube.items())
 
 
 def test_names_are_only_text() -> None:
@@ -156,7 +156,7 @@ def test_names_are_only_text() -> None:
 
 
 def test_pictures_of_one_page_have_names_of_their_own() -> None:
-    one, two = (draw_packs_svg.draw_packs_of([some_facts()], "x", key=f"-{number}") for number in (1, 2))
+    one, two = (draw_svg_packs.draw_packs_of([some_facts()], "x", key=f"-{number}") for number in (1, 2))
     assert not set(re.findall(r'id="([^"]*)"', one)) & set(re.findall(r'id="([^"]*)"', two))
 
 

@@ -1,4 +1,4 @@
-"""draw_packs_html: packs as one page that needs no network, and nothing but itself.
+"""draw_html_packs: packs as one page that needs no network, and nothing but itself.
 
     page  --- heads, tables of owners and ages, notes: readable without scripts
       +------ data: a column of numbers for each property of blocks, deflated and as base64, in JSON
@@ -19,8 +19,8 @@ import numpy as np
 from execmem import draw_packs
 from execmem.draw import clean, tell_bytes
 from execmem.draw_packs import AGE_COLOURS, AGE_LETTERS, OWNER_COLOURS, OWNER_LETTERS, tell_age
-from execmem.draw_packs_svg import PLAIN, rgb
 from execmem.draw_svg import INKS, shorten, tell
+from execmem.draw_svg_packs import PLAIN, rgb
 from execmem.page import Page, draw_table, make_script, to_json
 from execmem.survey import AGES, BLOCK_STATES, OTHER, OWNERS_SHOWN, ranges
 
@@ -190,7 +190,8 @@ def draw_page(domains: Sequence[Told], title: str, by: str) -> str:
         notes += [draw_packs.SEVERAL_MOMENTS] * (told.facts.of_one_moment is False)
     listed = "".join(f"<li>{tell(note)}</li>" for note in notes)
     packs, blocks = (sum(getattr(told.facts, what) for told in domains) for what in ("packs_live", "live_blocks"))
-    body = f"""<section aria-label="packs"><div class="bar"><span id="scale"></span><span class="keys">click or Enter: into a pack; \
+    body = f"""<section aria-label="packs"><div class="bar"><span id="scale"></span><span class="keys">\
+click or Enter: into a pack; \
 Ctrl and wheel, + and -: zoom; drag: move; arrows: from block to block, from pack to pack</span>
 <label>colour <select id="by"><option value="age">age</option><option value="owner">owner</option></select></label>\
 <button id="in" title="zoom in (+)">+</button><button id="out" title="zoom out (-)">&minus;</button>\

@@ -1,4 +1,4 @@
-"""draw_packs_svg: the packs of domains as SVG, from the numbers that the terminal shows.
+"""draw_svg_packs: the packs of domains as SVG, from the numbers that the terminal shows.
 
     pack 0  |#|## |#####|##   |  71.3 % full      [1 x 2 MB]    a column is a page of 4 kB, as high as it is in use
     text    | |##||#####|##|  |  largest free 96.0 kB           its colour: the age or the owner of most of its bytes
