@@ -105,7 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage"
     )
     parser.add_argument("pid", nargs="?", type=to_pid, metavar="PID", help="a process that uses execmem")
-    parser.add_argument("--from", dest="file", metavar="FILE", help="a copy of a ledger, as --save writes it")
+    parser.add_argument(
+        "--from", dest="file", metavar="FILE", help="a copy of a ledger, as --save writes it; gzip may pack it"
+    )
     parser.add_argument(
         "--history", metavar="FILE", help="packs in the course of time, from what `execmem top --json` printed"
     )
