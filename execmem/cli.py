@@ -9,6 +9,7 @@
     execmem map        the packs of a running process: fill, owners, ages, pages
     execmem top        the same, again and again
     execmem run        machine code from a file or as hex digits, placed and called
+    execmem bench      what code costs on this machine, as ratios, in every write mode and beside others
 
 A command is a module with two functions: `add_arguments` declares its options, `run` runs it and returns the exit code.
 Only the one that was asked for is imported, so those that need no compiled core work where it is missing.
@@ -62,6 +63,7 @@ COMMANDS = (
         "export", "print, write or serve metrics of the machine and of processes, for Prometheus", "execmem.export_cli"
     ),
     Command("run", "place machine code and call it", "execmem.run_cli"),
+    Command("bench", "measure what placing, freeing and calling code costs here, beside others", "execmem.bench_cli"),
 )
 
 
