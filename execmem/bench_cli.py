@@ -1,4 +1,4 @@
-"""bench_cli: ``execmem bench``: what placing and freeing code costs here, as ratios, in every write mode and beside others.
+"""bench_cli: ``execmem bench``: what placing and freeing code costs here, in every write mode and beside others.
 
     options --> plan --> Crew, round by round --> rows of figures --> text, JSON, or how they differ from an earlier run
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import execmem
 from execmem import bench_crew, bench_loops
 from execmem.bench_crew import Crew, Cycles, FromPython, Pace
 from execmem.bench_loops import MODES, PEERS, PeerError, read_text, write_script
@@ -51,7 +52,7 @@ class Effort:
     """How much is measured: populations, sets of fresh processes for each, and rounds in each."""
 
     lives: tuple[int, ...]
-    runs: int
+    runs: tuple[int, ...]  # of each
     rounds: int
     pace: Pace
 
@@ -82,11 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=MODES, nargs="+", help="write modes (all that work here)")
     parser.add_argument("--peers", nargs="*", metavar="PEER", help="others to measure (all that are found here)")
     parser.add_argument("--base", metavar="PEER", help="what ratios are to (the first write mode measured)")
-    parser.add_argument("--runs", type=to_count, metavar="N", help="sets of fresh processes (3)")
+    parser.add_argument(
+        "--runs", type=to_count, metavar="N", help="sets of fresh processes (3; 2 beyond 10,000 blocks)"
+    )
     parser.add_argument("--rounds", type=to_count, metavar="N", help="rounds in each (5)")
     parser.add_argument("--round-ms", type=to_amount, metavar="MS", help="CPU time of a round (15)")
     parser.add_argument(
-        "--budget", type=to_amount, default=2.0, metavar="S", help="CPU seconds to grow a population (2)"
+        "--budget", type=to_amount, default=1.0, metavar="S", help="CPU seconds to grow a population (1)"
     )
     parser.add_argument("--seed", type=to_seed, default=1, help="of sizes and sequence (1)")
     parser.add_argument("--no-python", action="store_true", help="leave out what is measured from Python")
@@ -196,8 +199,8 @@ class Bench:
     def run(self) -> Row:
         """Measure everything, one population after the other."""
         start = time.monotonic()
-        for live in self.effort.lives:
-            self._measure_live(live)
+        for live, runs in zip(self.effort.lives, self.effort.runs, strict=True):
+            self._measure_live(live, runs)
         if not self.options.no_python:
             self._measure_python()
         self.progress.finish()
@@ -210,22 +213,26 @@ class Bench:
             "cpu_number": self.cpu,
             "base": self.base,
             "options": {
-                "seed": self.options.seed, "live": list(effort.lives), "runs": effort.runs, "rounds": effort.rounds,
-                "round_ms": effort.pace.round_ms, "budget_s": effort.pace.budget,
+                "seed": self.options.seed,
+                "live": list(effort.lives),
+                "runs": list(effort.runs),
+                "rounds": effort.rounds,
+                "round_ms": effort.pace.round_ms,
+                "budget_s": effort.pace.budget,
             },
             "seconds": round(time.monotonic() - start, 1),
             "cycles": self.rows,
             "python": self.python,
         }
 
-    def _measure_live(self, live: int) -> None:
+    def _measure_live(self, live: int, runs: int) -> None:
         effort, tallies = self.effort, {peer.name: Tally(peer, live) for peer in self.peers}
         fit_memory(list(tallies.values()), live)
         script = write_script(live, min(max(4 * live, 50_000), OPS_MOST), self.options.seed)
-        total = effort.runs * (effort.rounds + 1) * len(tallies)
+        total = runs * (effort.rounds + 1) * len(tallies)
         with self.progress.step(f"{live:,} live", total) as clock:
             done = 0
-            for number in range(effort.runs):
+            for number in range(runs):
                 with Crew(self.cpu) as crew:
                     for _ in self._measure_run(crew, number, [t for t in tallies.values() if not t.failed], script):
                         done += 1
@@ -260,8 +267,9 @@ class Bench:
         if peer is None:
             failed = dict.fromkeys(bench_crew.ROWS, "no write mode of execmem was asked for")
         else:
-            with self.progress.step("from Python", effort.runs * effort.rounds) as clock:
-                for number in range(effort.runs):
+            runs = max(effort.runs)
+            with self.progress.step("from Python", runs * effort.rounds) as clock:
+                for number in range(runs):
                     with Crew(self.cpu) as crew:
                         child = crew.start("Python", FromPython(peer, script, self.code, effort.pace))
                         try:
@@ -353,8 +361,7 @@ def choose_peers(options: argparse.Namespace) -> list[Peer]:
         peer
         for peer in PEERS
         if (peer.mode in modes if peer.mode else peer.name in others)
-        or (peer.name in others
-        and options.peers is not None)
+        or (peer.name in others and options.peers is not None)
     ]
 
 
@@ -363,7 +370,8 @@ def choose_effort(options: argparse.Namespace) -> Effort:
     quick = options.quick
     lives = tuple(dict.fromkeys(options.live or LIVES[: 2 if quick else 3]))
     pace = Pace(options.round_ms or (4 if quick else 15), options.budget)
-    return Effort(lives, options.runs or (1 if quick else 3), options.rounds or (3 if quick else 5), pace)
+    runs = tuple(options.runs or (1 if quick else 3 if live <= LIVES[1] else 2) for live in lives)  # ageing takes time
+    return Effort(lives, runs, options.rounds or (3 if quick else 5), pace)
 
 
 def choose_base(options: argparse.Namespace, peers: list[Peer]) -> str:
@@ -379,7 +387,7 @@ def choose_base(options: argparse.Namespace, peers: list[Peer]) -> str:
 
 def works(mode: str) -> bool:
     """Tell whether a write mode works here."""
-    return bench_loops.execmem.probe()[mode].works
+    return execmem.probe()[mode].works
 
 
 def fit_memory(tallies: list[Tally], live: int) -> None:
@@ -469,7 +477,9 @@ def is_row(row: object) -> bool:
         figures = row.get(name)
         if figures is None:
             continue
-        values = [figures.get(end) for end in ("least", "median", "most")] if isinstance(figures, dict) else []
+        values: list[Any] = (
+            [figures.get(end) for end in ("least", "median", "most")] if isinstance(figures, dict) else []
+        )
         if not values or not all(isinstance(each, int | float) and math.isfinite(each) and each > 0 for each in values):
             return False
         if values != sorted(values):
@@ -498,6 +508,8 @@ def compare(earlier: Row, report: Row) -> Row:
         old = before.get((name, live), {})
         one: Row = {"what": name, "live": live or None}
         if "ratio" not in row or "ratio" not in old:
+            if "ratio" not in row and "ratio" not in old:
+                continue
             missing = "now" if "ratio" not in row else "then"
             rows.append(one | {"failed": f"not measured {missing}"})
             continue
@@ -524,8 +536,8 @@ PEER_WIDTH, WHAT_WIDTH = 16, 37
 CYCLE_WIDTHS: Final = (PEER_WIDTH, -9, -7, -17, -6, -8, -7)
 PYTHON_WIDTHS: Final = (WHAT_WIDTH, -9, -7, -17)
 AGAINST_WIDTHS: Final = (WHAT_WIDTH, -8, -8, -17, 8)
-BAR_FROM, BAR_CELLS = 104, 22
-THOUSAND, HUNDRED, TEN = 1000, 100, 10
+BAR_FROM, BAR_AT, BAR_CELLS = 104, 79, 22
+HUNDRED, TEN = 100, 10
 
 
 def tell_ns(value: float) -> str:
@@ -583,9 +595,8 @@ class Tables:
     def _head(self) -> list[str]:
         machine, options = self.report["machine"], self.report["options"]
         where = f"{machine['cpu']}{', virtual' if machine['virtual'] else ''}, Linux {machine['kernel']}"
-        rounds = (
-            f"{options['runs']} x {options['rounds']} rounds, seed {options['seed']}, {self.report['seconds']:.0f} s"
-        )
+        runs = ", ".join(dict.fromkeys(str(runs) for runs in options["runs"]))
+        rounds = f"{runs} x {options['rounds']} rounds, seed {options['seed']}, {self.report['seconds']:.0f} s"
         title = f"execmem bench {machine['execmem']}"
         return [self.paint.head(title), *self._wrap(where), *self._wrap(rounds), self.paint.rule(self.width)]
 
@@ -605,7 +616,7 @@ class Tables:
             more = [tell_median(row, kind) for kind in ("call_ns", "ramp_up_ns", "drain_ns")]
             line = columns((row["peer"], tell_median(row, "cpu_ns"), times, spread, *more), CYCLE_WIDTHS)
             if self.width >= BAR_FROM:
-                line = f"{line:<{sum(map(abs, CYCLE_WIDTHS)) + len(CYCLE_WIDTHS) + 1}}{self.paint.bar(shares[row['peer']], BAR_CELLS)}"
+                line = f"{line:<{BAR_AT}}{self.paint.bar(shares[row['peer']], BAR_CELLS)}"
             lines.append(line.rstrip())
         return lines if rows else [*lines[:1], "nothing was measured"]
 
@@ -680,6 +691,6 @@ class Tables:
             )
         differing = sum(row.get("differs", False) for row in against["rows"])
         lines += self._wrap(
-            f"{differing} of {len(against['rows'])} differ: there no round of one run was within the rounds of the other."
+            f"{differing} of {len(against['rows'])} differ: no round of one run was within the rounds of the other."
         )
         return lines

@@ -221,7 +221,8 @@ def draw_sizes(count: int, rng: np.random.Generator) -> NDArray[np.uint32]:
     """Return lognormal sizes of median 500 and mean 820, cut to 64 B .. 32 kB, as benchmarks/harness draws them."""
     sigma = np.sqrt(2 * np.log(MEAN / MEDIAN))
     sizes = np.exp(np.log(MEDIAN) + sigma * rng.standard_normal(count))
-    return np.clip(sizes, SMALLEST, LARGEST).astype(np.uint32)
+    cut: NDArray[np.uint32] = np.clip(sizes, SMALLEST, LARGEST).astype(np.uint32)
+    return cut
 
 
 @dataclass(frozen=True)
