@@ -25,7 +25,7 @@ BUILD := build
 CORE := $(sort $(wildcard csrc/*.c arch/*.c arch/*/*.c csrc/*.S arch/*/*.S))
 C_TESTS := $(sort $(wildcard tests/c/test_*.c))
 C_SHARED := $(filter-out $(C_TESTS),$(sort $(wildcard tests/c/*.c)))
-C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] execmem/directmap/*.c tests/emulate/*.c tests/fuzz/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
+C_STYLED := $(wildcard csrc/*.[ch] arch/*.[ch] arch/*/*.[ch] tests/c/*.[ch] execmem/directmap/*.c execmem/bench_loops.c tests/emulate/*.c tests/fuzz/*.c examples/*.c benchmarks/*.[ch] benchmarks/*/*.[ch] benchmarks/*/*.cpp)
 INPUTS := $(CORE) $(wildcard csrc/*.h arch/*.h arch/*/*.h) csrc/cffi_build.py setup.py pyproject.toml
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -Icsrc -Iarch
@@ -229,7 +229,7 @@ ASAN_ENV = EXECMEM_SANITIZE=address,undefined EXECMEM_DEBUG=1
 # libstdc++ too, or the runtime does not find the exceptions of C++ extensions that Python loads later.
 ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
 
-UNSANITIZED := directmap* draw* export occupancy replay_cli house bench
+UNSANITIZED := directmap* draw* export occupancy replay_cli house bench*
 
 asan: asan-c asan-python
 

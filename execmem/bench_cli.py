@@ -40,6 +40,7 @@ SCHEMA, VERSION = "execmem-bench", 1
 LIVES: Final = (1_000, 10_000, 100_000)
 LIVE_MOST: Final = 2_000_000
 OPS_MOST: Final = 400_000
+ENDLESS: Final = 1e300  # no ratio of an earlier run is as large
 USAGE: Final = 2
 MEMORY_SHARE: Final = 0.6  # of what is available, for all populations that live at the same time
 OVERHEAD: Final = 1.5  # bytes a peer takes for a live byte, at most, and not by pages
@@ -75,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem bench --against before.json           the same again, and what differs\n"
         "  execmem bench --live 10,000 --mode alias --peers floor glibc\n"
         f"peers: {', '.join(peer.name for peer in PEERS if peer.mode is None)}\n"
-        "exit code: 0 measured; 1 nothing could be measured, or a block lost its bytes; 2 wrong usage;\n"
-        "130 Ctrl-C"
+        "exit code: 0 measured; 1 nothing could be measured, or not what was named, or a block lost its bytes;\n"
+        "2 wrong usage; 130 Ctrl-C"
     )
     parser.add_argument("--quick", action="store_true", help="1,000 and 10,000 blocks, few and short rounds")
     parser.add_argument("--live", type=to_live, nargs="+", metavar="N", help="live blocks (1,000 10,000 100,000)")
@@ -151,8 +152,14 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
         sys.stdout.write(Tables(report, Paint.of(sys.stdout), text_width()).text())
-    good = not any(row.get("wrong_blocks") for row in report["cycles"])
-    return 0 if good and any("cpu_ns" in row for row in report["cycles"]) else 1
+    return 0 if is_good(report, options) else 1
+
+
+def is_good(report: Row, options: argparse.Namespace) -> bool:
+    """Tell whether no block lost its bytes, and something was measured: all that was asked for by name."""
+    measured = {row["peer"] for row in report["cycles"] if "cpu_ns" in row}
+    asked = {f"execmem-{mode}" for mode in options.mode or ()} | set(options.peers or ())
+    return bool(measured) and asked <= measured and not any(row.get("wrong_blocks") for row in report["cycles"])
 
 
 # ---- figures ----
@@ -257,32 +264,34 @@ class Bench:
             tally.take(children[tally.peer.name], "finish", (number, 0))
 
     def _measure_python(self) -> None:
-        peer = next((peer for peer in self.peers if peer.name == self.base), None)
-        if peer is None or peer.mode is None:
-            peer = next((peer for peer in self.peers if peer.mode is not None), None)
-        script = write_script(bench_crew.PYTHON_LIVE, OPS_MOST // 4, self.options.seed)
+        ours = {peer.name: peer for peer in self.peers if peer.mode is not None}
+        peer = ours.get(self.base) or next(iter(ours.values()), None)
         figures: dict[str, Figures] = {}
         failed: dict[str, str] = {}
-        effort = self.effort
         if peer is None:
             failed = dict.fromkeys(bench_crew.ROWS, "no write mode of execmem was asked for")
         else:
-            runs = max(effort.runs)
-            with self.progress.step("from Python", runs * effort.rounds) as clock:
+            script = write_script(bench_crew.PYTHON_LIVE, OPS_MOST // 4, self.options.seed)
+            runs = max(self.effort.runs)
+            with self.progress.step("from Python", runs * self.effort.rounds) as clock:
                 for number in range(runs):
                     with Crew(self.cpu) as crew:
-                        child = crew.start("Python", FromPython(peer, script, self.code, effort.pace))
-                        try:
-                            failed |= child.tell("open")["failed"]
-                            for turn in range(effort.rounds):
-                                for what, ns in child.tell("round").items():
-                                    figures.setdefault(what, {})[number, turn] = ns
-                                clock.advance(number * effort.rounds + turn + 1)
-                            if child.tell("finish")["wrong_blocks"]:
-                                failed[bench_crew.FROM_C] = "blocks lost their bytes"
-                        except PeerError as error:
-                            failed |= {what: str(error) for what in bench_crew.ROWS if what not in failed}
+                        child = crew.start("Python", FromPython(peer, script, self.code, self.effort.pace))
+                        failed |= self._measure_python_run(child, number, figures)
+                    clock.advance((number + 1) * self.effort.rounds)
         self.python = [self._python_row(what, peer, figures, failed) for what in bench_crew.ROWS]
+
+    def _measure_python_run(self, child: bench_crew.Child, number: int, figures: dict[str, Figures]) -> dict[str, str]:
+        """Do the rounds of a child; return what failed, and why."""
+        try:
+            failed: dict[str, str] = child.tell("open")["failed"]
+            for turn in range(self.effort.rounds):
+                for what, ns in child.tell("round").items():
+                    figures.setdefault(what, {})[number, turn] = ns
+            wrong = child.tell("finish")["wrong_blocks"]
+        except PeerError as error:
+            return dict.fromkeys(bench_crew.ROWS, str(error))
+        return failed | ({bench_crew.FROM_C: f"{wrong:,} blocks lost their bytes"} if wrong else {})
 
     def _python_row(self, what: str, peer: Peer | None, figures: dict[str, Figures], failed: dict[str, str]) -> Row:
         base = bench_crew.ROWS[what]
@@ -375,14 +384,13 @@ def choose_effort(options: argparse.Namespace) -> Effort:
 
 
 def choose_base(options: argparse.Namespace, peers: list[Peer]) -> str:
-    """Return whose time the ratios are to: the one asked for, else the first write mode that works, else the first."""
+    """Return whose time the ratios are to: the one asked for, else the first that works here, write modes first."""
     if options.base is not None:
         if options.base not in {peer.name for peer in peers}:
             message = f"--base {clean(options.base)}: it is not measured, {', '.join(p.name for p in peers)} are"
             raise UsageError(message)
         return str(options.base)
-    ours = [peer.name for peer in peers if peer.mode is not None and works(peer.mode)]
-    return (ours or [peer.name for peer in peers])[0]
+    return next((peer.name for peer in peers if peer.mode is None or works(peer.mode)), peers[0].name)
 
 
 def works(mode: str) -> bool:
@@ -456,7 +464,8 @@ def read_report(path: Path) -> Row:
     if report.get("version") != VERSION:
         message = f"{clean(str(path))} is of version {clean(str(report.get('version')))}, and this is version {VERSION}"
         raise BenchError(message)
-    if not all(is_row(row) for key in ("cycles", "python") for row in as_list(report.get(key))):
+    parts = {"cycles": "peer", "python": "what"}
+    if not all(is_row(row, name) for part, name in parts.items() for row in as_list(report.get(part))):
         message = f"{clean(str(path))} is damaged: its rows are not those of `execmem bench --json`"
         raise BenchError(message)
     return report
@@ -467,20 +476,17 @@ def as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [None]
 
 
-def is_row(row: object) -> bool:
+def is_row(row: object, name: str) -> bool:
     """Tell whether a row of a file is one: a name, and ratios of positive numbers in order."""
-    if not isinstance(row, dict) or not isinstance(row.get("peer", row.get("what")), str):
+    if not isinstance(row, dict) or not isinstance(row.get(name), str):
         return False
-    if not isinstance(row.get("live", 1), int):
+    if name == "peer" and not isinstance(row.get("live"), int):
         return False
-    for name in ("ratio", "cpu_ns"):
-        figures = row.get(name)
-        if figures is None:
-            continue
+    for figures in (row[kind] for kind in ("ratio", "cpu_ns") if kind in row):
         values: list[Any] = (
             [figures.get(end) for end in ("least", "median", "most")] if isinstance(figures, dict) else []
         )
-        if not values or not all(isinstance(each, int | float) and math.isfinite(each) and each > 0 for each in values):
+        if not values or not all(isinstance(each, int | float) and 0 < each < ENDLESS for each in values):
             return False
         if values != sorted(values):
             return False
@@ -595,17 +601,20 @@ class Tables:
     def _head(self) -> list[str]:
         machine, options = self.report["machine"], self.report["options"]
         where = f"{machine['cpu']}{', virtual' if machine['virtual'] else ''}, Linux {machine['kernel']}"
-        runs = ", ".join(dict.fromkeys(str(runs) for runs in options["runs"]))
-        rounds = f"{runs} x {options['rounds']} rounds, seed {options['seed']}, {self.report['seconds']:.0f} s"
+        on = "any CPU" if self.report["cpu_number"] is None else f"CPU {self.report['cpu_number']}"
+        how = f"on {on}, rounds of {options['round_ms']:g} ms, seed {options['seed']}, {self.report['seconds']:.0f} s"
         title = f"execmem bench {machine['execmem']}"
-        return [self.paint.head(title), *self._wrap(where), *self._wrap(rounds), self.paint.rule(self.width)]
+        return [self.paint.head(title), *self._wrap(where), *self._wrap(how), self.paint.rule(self.width)]
 
     def _cycles(self, live: int) -> list[str]:
         rows = [row for row in self.report["cycles"] if row["live"] == live and "failed" not in row]
         base = self.report["base"]
         names = ("peer", "ns/cycle", "times", "least .. most", "call", "ramp up", "drain")
+        options = self.report["options"]
+        runs = options["runs"][options["live"].index(live)]
+        rounds = self.paint.dim(f"   {runs} x {options['rounds']} rounds; times: {base} is 1")
         lines = [
-            self.paint.head(f"{live:,} live blocks") + self.paint.dim(f"   times: {base} is 1"),
+            self.paint.head(f"{live:,} live blocks") + rounds,
             columns(names, CYCLE_WIDTHS),
         ]
         shares = dict(self._shares(rows))

@@ -94,11 +94,13 @@ class Cycles:
 
     def _grow(self) -> float:
         """Place all blocks; return nanoseconds of a block. PeerError when that would take longer than the budget."""
-        it, took, live = self.it, 0.0, len(self.it.blocks)
+        it, live = self.it, len(self.it.blocks)
+        first = it.grow(GROW_STEP)  # with what is made only once, such as all the memory of the floor
+        took = begun = first.cpu_ns * first.steps
         while it.grown < live:
             part = it.grow(GROW_STEP)
             took += part.cpu_ns * part.steps
-            need = (took + part.cpu_ns * (live - it.grown)) / NS  # memory that is made at first is not made again
+            need = (took + (took - begun) / (it.grown - first.steps) * (live - it.grown)) / NS
             if need > self.pace.budget and it.grown >= live * TOLD_FROM:
                 message = (
                     f"placing {live:,} blocks would take some {need:.1f} s, and a peer has {self.pace.budget:g} s"
@@ -302,12 +304,15 @@ class Crew:
         """Fork a child for a subject."""
         asked, ask = os.pipe()
         answer, answered = os.pipe()
+        # Python loses a Ctrl-C that comes while it forks: it waits until then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with warnings.catch_warnings():
             # Other threads are numpy's, asleep; the child uses none of what they might have held.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
             try:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its children
                 os.close(ask)
                 os.close(answer)
                 for child in self.children:  # or they would not see their pipes end
@@ -322,6 +327,7 @@ class Crew:
         os.close(answered)
         child = Child(name, pid, ask, answer)
         self.children.append(child)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return child
 
     def __enter__(self) -> Self:
@@ -338,7 +344,6 @@ class Crew:
 
 def serve(subject: Subject, asked: int, answered: int) -> None:
     """Do what is asked over one pipe and answer over the other, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its children
     with os.fdopen(asked, "rb") as questions, os.fdopen(answered, "wb", buffering=0) as answers:
         for line in questions:
             try:
