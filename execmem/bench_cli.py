@@ -249,19 +249,16 @@ class Bench:
 
     def _measure_run(self, crew: Crew, number: int, tallies: list[Tally], script: Script) -> Iterator[None]:
         """Let each peer grow a population, then do rounds in turns; give after each step, to show progress."""
-        children = {}
         for tally in tallies:
-            subject = Cycles(tally.peer, script, self.code, self.effort.pace)
-            children[tally.peer.name] = crew.start(tally.peer.name, subject)
-            tally.take_opened(children[tally.peer.name], number)
+            tally.begin(crew, Cycles(tally.peer, script, self.code, self.effort.pace), number)
             yield
         for turn in range(self.effort.rounds):
             first = turn % max(len(tallies), 1)  # nobody always follows the same
             for tally in tallies[first:] + tallies[:first]:
-                tally.take(children[tally.peer.name], "round", (number, turn))
+                tally.take("round", (number, turn))
                 yield
         for tally in tallies:
-            tally.take(children[tally.peer.name], "finish", (number, 0))
+            tally.take("finish", (number, 0))
 
     def _measure_python(self) -> None:
         ours = {peer.name: peer for peer in self.peers if peer.mode is not None}
@@ -276,14 +273,17 @@ class Bench:
             with self.progress.step("from Python", runs * self.effort.rounds) as clock:
                 for number in range(runs):
                     with Crew(self.cpu) as crew:
-                        child = crew.start("Python", FromPython(peer, script, self.code, self.effort.pace))
-                        failed |= self._measure_python_run(child, number, figures)
+                        subject = FromPython(peer, script, self.code, self.effort.pace)
+                        failed |= self._measure_python_run(crew, subject, number, figures)
                     clock.advance((number + 1) * self.effort.rounds)
         self.python = [self._python_row(what, peer, figures, failed) for what in bench_crew.ROWS]
 
-    def _measure_python_run(self, child: bench_crew.Child, number: int, figures: dict[str, Figures]) -> dict[str, str]:
-        """Do the rounds of a child; return what failed, and why."""
+    def _measure_python_run(
+        self, crew: Crew, subject: FromPython, number: int, figures: dict[str, Figures]
+    ) -> dict[str, str]:
+        """Do the rounds of a new child; return what failed, and why."""
         try:
+            child = crew.start("Python", subject)
             failed: dict[str, str] = child.tell("open")["failed"]
             for turn in range(self.effort.rounds):
                 for what, ns in child.tell("round").items():
@@ -315,18 +315,23 @@ class Tally:
         self.wrong = 0
         self.figures: dict[str, Figures] = {kind: {} for kind in self.KINDS}
         self.opened: Row = {}
+        self.child: bench_crew.Child | None = None
 
-    def take_opened(self, child: bench_crew.Child, number: int) -> None:
-        """Have the child open its peer."""
-        told = self.take(child, "open", (number, 0))
+    def begin(self, crew: Crew, subject: Cycles, number: int) -> None:
+        """Have a new child open the peer."""
+        try:
+            self.child = crew.start(self.peer.name, subject)
+        except PeerError as error:
+            self.failed = str(error)
+        told = self.take("open", (number, 0))
         self.opened = {name: told[name] for name in ("aged", "cycles") if name in told} or self.opened
 
-    def take(self, child: bench_crew.Child, what: str, key: tuple[int, int]) -> Row:
+    def take(self, what: str, key: tuple[int, int]) -> Row:
         """Have the child do something and keep its figures; after a failure nothing is asked."""
-        if self.failed:
+        if self.failed or self.child is None:
             return {}
         try:
-            told = child.tell(what)
+            told = self.child.tell(what)
         except PeerError as error:
             self.failed = str(error)
             return {}
@@ -340,7 +345,7 @@ class Tally:
         """Return what JSON has of it."""
         peer = self.peer
         row: Row = {"peer": peer.name, "live": self.live, "about": peer.about, "executable": peer.executable}
-        if self.failed:
+        if self.failed and not self.wrong:
             return row | {"failed": self.failed}
         row |= {"verified": peer.holds, "wrong_blocks": self.wrong, **self.opened}
         row |= {kind: sum_up(list(values.values())) for kind, values in self.figures.items() if values}

@@ -301,7 +301,7 @@ class Crew:
         self.children: list[Child] = []
 
     def start(self, name: str, subject: Subject) -> Child:
-        """Fork a child for a subject."""
+        """Fork a child for a subject; PeerError when the system refuses."""
         asked, ask = os.pipe()
         answer, answered = os.pipe()
         # Python loses a Ctrl-C that comes while it forks: it waits until then.
@@ -309,7 +309,14 @@ class Crew:
         with warnings.catch_warnings():
             # Other threads are numpy's, asleep; the child uses none of what they might have held.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                for end in (asked, ask, answer, answered):
+                    os.close(end)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                message = f"the system refuses it a process: {error.strerror}"
+                raise PeerError(message) from error
         if pid == 0:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends its children

@@ -558,6 +558,20 @@ def test_wrong_blocks_fail_and_are_told(whole: tuple[int, dict[str, Any], str]) 
     assert "WRONG: glibc: 3 of 60 blocks lost their bytes" in text
 
 
+def test_a_process_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    code, out, err = run(capsys, *SMALL)
+    assert (code, err) == (1, "")
+    assert "the system refuses it a process: Resource temporarily unavailable" in " ".join(out.split())
+    assert len(list(descriptors.iterdir())) == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_ctrl_c_ends_every_process() -> None:
     command = [sys.executable, "-m", "execmem", "bench", "--live", "2,000", "--rounds", "1000", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
