@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import execmem
-from execmem import bench_crew, bench_loops
+from execmem import bench_crew, bench_loops, map_cli
 from execmem.bench_crew import Crew, Cycles, FromPython, Pace
 from execmem.bench_loops import MODES, PEERS, PeerError, read_text, write_script
 from execmem.demo import Progress, to_count
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=to_amount, default=1.0, metavar="S", help="CPU seconds to grow a population (1)"
     )
-    parser.add_argument("--seed", type=to_seed, default=1, help="of sizes and sequence (1)")
+    parser.add_argument("--seed", type=map_cli.to_number, default=1, help="of sizes and sequence (1)")
     parser.add_argument("--no-python", action="store_true", help="leave out what is measured from Python")
     parser.add_argument("--against", type=Path, metavar="FILE", help="compare with what --json printed earlier")
     parser.add_argument(
@@ -121,14 +121,6 @@ def to_amount(text: str) -> float:
         message = f"{text!r} is not a positive number"
         raise argparse.ArgumentTypeError(message)
     return value
-
-
-def to_seed(text: str) -> int:
-    """Return a whole number that is not negative, for argparse."""
-    if not text.isdecimal():
-        message = f"{text!r} is not a number of at least 0"
-        raise argparse.ArgumentTypeError(message)
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
