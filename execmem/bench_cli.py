@@ -132,6 +132,9 @@ def run(options: argparse.Namespace) -> int:
         if earlier is not None:
             refuse_other_base(earlier, bench.base, options.against)
         report = bench.run()
+    except KeyboardInterrupt:
+        progress.finish()
+        raise
     except UsageError as error:
         sys.stderr.write(f"execmem bench: {error}\n")
         return USAGE
@@ -673,7 +676,7 @@ class Tables:
             "ns: CPU time, medians over all rounds. A cycle frees a random block and places another, of lognormal size"
             " (median 500 B). times: ratios within a round, where all took turns. call: of a random block. ramp up,"
             " drain: a block, when all are placed, and freed in random order."
-        )
+        ) + (" Bars: the logarithm of a cycle's time." if self.width >= BAR_FROM else "")
         return [self.paint.dim(line) for line in self._wrap(notes)]
 
     def _against(self, against: Row) -> list[str]:
