@@ -507,6 +507,18 @@ def keyed(report: Row) -> dict[tuple[str, int], Row]:
     return cycles | {(row["what"], 0): row for row in report["python"]}
 
 
+# What two runs should have in common.
+ALIKE: Final = {
+    "machine": ("cpu", "architecture", "kernel", "execmem", "python", "libc", "governor"),
+    "options": ("seed", "rounds", "round_ms", "budget_s"),
+}
+
+
+def as_dict(value: object) -> Row:
+    """Return a dict, or an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def compare(earlier: Row, report: Row) -> Row:
     """Return how the ratios changed. They differ only where no round of one run was within those of the other."""
     before, rows = keyed(earlier), []
@@ -527,13 +539,12 @@ def compare(earlier: Row, report: Row) -> Row:
         differs = changed["least"] > 1 or changed["most"] < 1
         change = {end: float(f"{value:.4g}") for end, value in changed.items()}
         rows.append(one | {"then": then["median"], "now": now["median"], "change": change, "differs": differs})
-    told, here = earlier.get("machine"), report["machine"]
-    other = {
-        name: [told.get(name) if isinstance(told, dict) else None, here[name]]
-        for name in ("cpu", "architecture", "kernel", "execmem", "python", "libc", "governor")
-        if not isinstance(told, dict) or told.get(name) != here[name]
-    }
-    return {"date": told.get("date") if isinstance(told, dict) else None, "other": other, "rows": rows}
+    told = as_dict(earlier.get("machine"))
+    other: dict[str, list[object]] = {}
+    for part, names in ALIKE.items():
+        then, now = as_dict(earlier.get(part)), report[part]
+        other |= {name: [then.get(name), now[name]] for name in names if then.get(name) != now[name]}
+    return {"date": told.get("date"), "other": other, "rows": rows}
 
 
 # ---- text ----

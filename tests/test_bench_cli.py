@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import io
 import json
@@ -371,6 +372,7 @@ def make_report(**ratios: tuple[float, float, float]) -> dict[str, Any]:
 
     machine = dict.fromkeys(("cpu", "architecture", "kernel", "execmem", "python", "libc", "governor", "date"), "same")
     head = {"schema": "execmem-bench", "version": 1, "machine": machine, "base": "execmem-alias"}
+    head["options"] = {"seed": 1, "rounds": 5, "round_ms": 15, "budget_s": 1}
     return head | {"cycles": [row(name, ends) for name, ends in ratios.items()], "python": []}
 
 
@@ -390,6 +392,14 @@ def test_what_overlaps_does_not_differ(
     assert changed["other"] == {}
     (row,) = changed["rows"]
     assert (row["differs"], row["change"]["median"]) == (differs, median)
+
+
+def test_another_machine_and_other_options_are_told() -> None:
+    old, new = make_report(floor=(1, 2, 3)), make_report(floor=(1, 2, 3))
+    old["machine"], old["options"] = None, {"seed": 2, "round_ms": 15}
+    other = bench_cli.compare(old, new)["other"]
+    assert (other["cpu"], other["seed"]) == ([None, "same"], [2, 1])
+    assert "round_ms" not in other
 
 
 def test_what_one_run_lacks_is_told_once() -> None:
@@ -562,13 +572,24 @@ def test_a_process_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch, caps
     def refuse() -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
+    make_pipe, made = os.pipe, set[tuple[int, int]]()
+
+    def make_known_pipe() -> tuple[int, int]:
+        ends = make_pipe()
+        made.update((os.fstat(end).st_dev, os.fstat(end).st_ino) for end in ends)
+        return ends
+
     monkeypatch.setattr(os, "fork", refuse)
-    descriptors = Path("/proc/self/fd")
-    before = len(list(descriptors.iterdir()))
+    monkeypatch.setattr(os, "pipe", make_known_pipe)
     code, out, err = run(capsys, *SMALL)
     assert (code, err) == (1, "")
     assert "the system refuses it a process: Resource temporarily unavailable" in " ".join(out.split())
-    assert len(list(descriptors.iterdir())) == before
+    left = set()
+    for end in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed them
+            left.add((end.stat().st_dev, end.stat().st_ino))
+    assert made
+    assert not made & left
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
