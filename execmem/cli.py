@@ -18,6 +18,7 @@ Only the one that was asked for is imported, so those that need no compiled core
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import importlib
 import importlib.util
@@ -27,58 +28,114 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from execmem.draw import tell_version
+from execmem.draw import clean, tell_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
+USAGE = 2
 INTERRUPTED = 130  # what shells report for SIGINT
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, one line about it, and the module that has `add_arguments` and `run`."""
+    """A command: its name, one line about it, the module that has `add_arguments` and `run`, its key in GROUPS."""
 
     name: str
     summary: str
     module: str
+    group: str
 
 
+GROUPS = {
+    "try": "try it",
+    "watch": "look into a running process",
+    "kernel": "the kernel's direct map",
+}
 COMMANDS = (
-    Command("demo", "place, call and free 100,000 functions of real machine code", "execmem.demo"),
+    Command("demo", "place, call and free 100,000 functions of real machine code", "execmem.demo", "try"),
+    Command("run", "place machine code and call it", "execmem.run_cli", "try"),
+    Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor", "try"),
+    Command("bench", "measure placing, freeing and calling code here, beside others", "execmem.bench_cli", "try"),
+    Command("soak", "minutes of threads, forks and refused system calls, all checked", "execmem.soak", "try"),
+    Command("map", "show the packs of a running process, or of a saved ledger", "execmem.map_cli", "watch"),
+    Command("top", "show the packs of a running process again and again", "execmem.top_cli", "watch"),
+    Command("export", "print, write or serve metrics for Prometheus", "execmem.export_cli", "watch"),
+    Command("directmap", "show, record and explain the kernel's direct map", "execmem.directmap_cli", "kernel"),
+    Command("replay", "tell what other allocators would have made of a trace", "execmem.replay_cli", "kernel"),
     Command(
-        "soak", "work for minutes with threads, forks and refused system calls, and see that all holds", "execmem.soak"
+        "lab", "boot real kernels under QEMU and count what loading code splits", "execmem.directmap.lab_cli", "kernel"
     ),
-    Command("directmap", "show, record and explain the kernel's direct map", "execmem.directmap_cli"),
-    Command("replay", "tell what other allocators would have made of a trace", "execmem.replay_cli"),
-    Command(
-        "lab",
-        "boot real kernels under QEMU and see what loading code does to their direct map",
-        "execmem.directmap.lab_cli",
-    ),
-    Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor"),
-    Command("map", "show the packs of a running process, or of a saved ledger", "execmem.map_cli"),
-    Command("top", "show the packs of a running process again and again", "execmem.top_cli"),
-    Command(
-        "export", "print, write or serve metrics of the machine and of processes, for Prometheus", "execmem.export_cli"
-    ),
-    Command("run", "place machine code and call it", "execmem.run_cli"),
-    Command("bench", "measure what placing, freeing and calling code costs here, beside others", "execmem.bench_cli"),
+)
+EXAMPLES = (
+    ("execmem demo", "the whole of it: place, call, compare, free"),
+    ("execmem run c3 --sig 'void()'", "the least code there is on x86-64: ret"),
+    ("execmem map 4711", "what a process that uses execmem has"),
+    ("execmem directmap show", "what loading code did to this machine"),
+    ("execmem replay cilium --memory 8G", "what each allocator would make of it"),
 )
 
 
-def make_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Return the parser of all commands in the table; only the chosen one's options are declared."""
-    parser = argparse.ArgumentParser(prog="execmem", description="Executable memory in 2 MB packs.")
+# ---- the parser ----
+
+
+def overview() -> str:
+    """Return the commands in their groups, a line each."""
+    lines = []
+    for group, title in GROUPS.items():
+        lines += [f"{title}:", *(f"  {one.name:<10} {one.summary}" for one in COMMANDS if one.group == group), ""]
+    return "\n".join(lines).rstrip()
+
+
+def make_parser(chosen: Container[str]) -> argparse.ArgumentParser:
+    """Return the parser of all commands in the table; only the options of chosen ones are declared."""
+    examples = "\n".join(f"  {line:<34} {what}" for line, what in EXAMPLES)
+    parser = argparse.ArgumentParser(
+        prog="execmem",
+        description=f"Executable memory in 2 MB packs.\n\n{overview()}",
+        epilog=f"examples:\n{examples}\nexit code: 0 well, 1 not (stderr tells why), 2 wrong usage, 130 Ctrl-C\n"
+        "execmem COMMAND --help tells its options, and has more examples",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="execmem [-h] [--version] COMMAND ...",
+    )
     parser.add_argument("--version", action="version", version=f"execmem {tell_version()}")
-    names = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    hidden = argparse.SUPPRESS  # the description has them, in groups
+    names = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, help=hidden, prog="execmem")
     for command in COMMANDS:
-        sub = names.add_parser(command.name, help=command.summary, description=f"{command.summary.capitalize()}.")
-        if command.name == chosen:
+        told = f"{command.summary[0].upper()}{command.summary[1:]}."
+        sub = names.add_parser(command.name, help=command.summary, description=told)
+        if command.name in chosen:
             module = importlib.import_module(command.module)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
+
+
+def choices_of(parser: argparse.ArgumentParser) -> tuple[str, dict[str, argparse.ArgumentParser]]:
+    """Return where a parser stores the command or action that was chosen, and the parser of each; empty without any."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            return action.dest, dict(action.choices)
+    return "", {}
+
+
+def parse(words: Sequence[str], chosen: str | None) -> argparse.Namespace:
+    """Return the options; what is wrong is told with the usage of the command or action that it was said to."""
+    parser = make_parser(() if chosen is None else (chosen,))
+    if not words:
+        print(f"usage: {parser.usage}\n\n{overview()}\n\nexecmem --help has examples.", file=sys.stderr)
+        raise SystemExit(USAGE)
+    names = [command.name for command in COMMANDS]
+    if chosen is not None and chosen not in names:
+        near = difflib.get_close_matches(chosen, [*names, "help"], 1)
+        hint = f"did you mean {near[0]!r}?" if near else "execmem --help has them all"
+        parser.error(f"there is no command {chosen!r}: {hint}")
+    options, extra = parser.parse_known_args(words)
+    if extra:
+        while (found := choices_of(parser))[1]:
+            parser = found[1][getattr(options, found[0])]
+        parser.error(f"unrecognized arguments: {' '.join(clean(word) for word in extra)}")
+    return options
 
 
 def is_ours(error: OSError) -> bool:
@@ -92,9 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if sys.stdout is None:  # closed by who called: nobody reads
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     chosen = next((word for word in words if not word.startswith("-")), None)
     try:
-        options = make_parser(chosen).parse_args(words)
+        options = parse(words, chosen)
         code: int = options.run(options)
         sys.stdout.flush()
     except ImportError as error:

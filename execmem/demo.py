@@ -600,6 +600,15 @@ def to_count(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem demo``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem demo                         100,000 functions, some seconds\n"
+        "  execmem demo --count 1_000_000 --mix v8\n"
+        "  execmem demo --mode alias --code shipped --json\n"
+        "exit code: 0 all results were right; 1 not, or no code or domain is to be had\n"
+        "(stderr tells why); 2 wrong usage; 130 Ctrl-C"
+    )
     parser.add_argument("--count", type=to_count, default=100_000, metavar="N", help="blocks to place (100,000)")
     parser.add_argument("--calls", type=to_count, default=1_000, metavar="N", help="blocks to call each time (1,000)")
     parser.add_argument("--mode", choices=MODES, help="write mode (the first that works here)")

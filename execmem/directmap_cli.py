@@ -408,23 +408,61 @@ def positive(text: str) -> float:
     return value
 
 
+SHOW_EXAMPLES: Final = (
+    "examples:\n"
+    "  execmem directmap show               counters, and why others are not there\n"
+    "  sudo execmem directmap show          with an atlas of regions\n"
+    "  sudo execmem directmap show --svg map.svg --html map.html\n"
+    "  execmem directmap show --json\n"
+    "exit code: 0 shown, 1 a picture cannot be made (stderr tells why), 2 wrong usage"
+)
+RECORD_EXAMPLES: Final = (
+    "examples:\n"
+    "  sudo execmem directmap record my.trace                until Ctrl-C\n"
+    "  sudo execmem directmap record my.trace --seconds 3600 --every 5\n"
+    "exit code: 0 recorded, until its end, Ctrl-C or SIGTERM; 1 it cannot be, or\n"
+    "there is no more room (what was written is whole); 2 wrong usage"
+)
+REPORT_EXAMPLES: Final = (
+    "examples:\n"
+    "  execmem directmap report my.trace\n"
+    "  execmem directmap report my.trace --html my.html    a page with a time slider\n"
+    "  execmem directmap report my.trace --json --csv rows.csv\n"
+    "exit code: 0 told, 1 it is no trace, or a file cannot be written (stderr tells\n"
+    "why), 2 wrong usage"
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem directmap``."""
-    parser.epilog = "show and report take --json; each explains itself with --help"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem directmap show\n"
+        "  sudo execmem directmap record my.trace --seconds 3600\n"
+        "  execmem directmap report my.trace\n"
+        "exit code: 0 done, 1 it cannot be (stderr tells why), 2 wrong usage\n"
+        "show and report take --json; each explains itself with --help"
+    )
     pictures = argparse.ArgumentParser(add_help=False)
     picture.add_arguments(pictures)
     names = parser.add_subparsers(dest="action", metavar="show|record|report", required=True)
-    one = names.add_parser("show", parents=[pictures], help="what the direct map is now, and what can be known here")
+
+    def add(name: str, summary: str, epilog: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        told, form = f"{summary[0].upper()}{summary[1:]}.", argparse.RawDescriptionHelpFormatter
+        return names.add_parser(
+            name, parents=parents, help=summary, description=told, epilog=epilog, formatter_class=form
+        )
+
+    one = add("show", "what the direct map is now, and what can be known here", SHOW_EXAMPLES, pictures)
     one.add_argument("--json", action="store_true", help="print JSON")
     one.set_defaults(act=show)
-    one = names.add_parser("record", help="record into a trace what happens, until Ctrl-C")
+    one = add("record", "record into a trace what happens, until Ctrl-C", RECORD_EXAMPLES)
     one.add_argument("file", metavar="FILE", help="a new file; it is whole whenever the recording ends, and however")
     one.add_argument("--seconds", type=positive, metavar="N", help="end after so many seconds")
     one.add_argument("--every", type=positive, default=1.0, metavar="S", help="seconds between samples (1)")
     one.set_defaults(act=run_record)
-    one = names.add_parser(
-        "report", parents=[pictures], help="what a trace tells: code that came and went, splits and suspects"
-    )
+    one = add("report", "what a trace tells: code that came and went, splits and suspects", REPORT_EXAMPLES, pictures)
     one.add_argument("file", metavar="FILE", help="a trace; also one that is being recorded")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument("--csv", metavar="OUT", help="write all rows as CSV too")

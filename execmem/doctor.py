@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -17,7 +18,6 @@ from execmem.demo import MODE_NOTES
 from execmem.draw import Paint, tell_bytes, tell_version, text_width
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
 TRIAL_BLOCK = 256 << 10
@@ -138,6 +138,14 @@ def usable(findings: Sequence[Finding]) -> bool:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem doctor``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem doctor                       what works here, a line each\n"
+        "  execmem doctor --json                the same for programs\n"
+        "  EXECMEM_WRITE_MODE=flip execmem doctor\n"
+        "exit code: 0 execmem can be used here, 1 it cannot, 2 wrong usage"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 

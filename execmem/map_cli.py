@@ -96,13 +96,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n"
-        "  execmem map 4711                     its packs, who owns them, how old they are\n"
+        "  execmem map 4711                     its packs, their owners and ages\n"
         "  execmem map 4711 --by owner --sort fill --limit 5\n"
         "  execmem map 4711 --pack 3 --row 7    down to chunks and blocks\n"
         "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
         "  execmem map 4711 --by owner --svg packs.svg --html packs.html\n"
-        "  execmem top 4711 --limit 0 --json > it.jsonl; execmem map --history it.jsonl --svg it.svg\n"
-        "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage"
+        "  execmem top 4711 --limit 0 --json > it.jsonl\n"
+        "  execmem map --history it.jsonl --svg it.svg\n"
+        "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage,\n"
+        "130 Ctrl-C"
     )
     parser.add_argument("pid", nargs="?", type=to_pid, metavar="PID", help="a process that uses execmem")
     parser.add_argument(

@@ -88,10 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"Made-up workloads: {', '.join(MADE)}; or a text such as 'scn=ramp n=4000 frag=32'.\n"
         f"Policies: {'; '.join(POLICIES)}.\n\n"
         "examples:\n"
-        "  execmem replay a.trace                        what directmap record wrote, under every policy\n"
+        "  execmem replay my.trace        what directmap record wrote, under every policy\n"
         "  execmem replay cilium --memory 8G --html whatif.html\n"
-        "  execmem replay a.trace --policy 6.1 7.2 ours --against 6.1 --svg whatif.svg\n"
-        "exit code: 0 replayed; 1 it cannot be replayed or drawn; 2 wrong usage; 130 Ctrl-C"
+        "  execmem replay my.trace --policy 6.1 7.2 ours --against 6.1 --svg whatif.svg\n"
+        "  execmem replay 'scn=ramp n=4000 pfrag=16 keep=200' --memory 1G --json\n"
+        "  execmem replay tools --buddyinfo /proc/buddyinfo\n"
+        "exit code: 0 replayed; 1 it cannot be (stderr tells why); 2 wrong usage;\n"
+        "130 Ctrl-C"
     )
     parser.add_argument("source", metavar="TRACE", help="a trace, the name of a made-up workload, or a lab's text")
     parser.add_argument(

@@ -52,15 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "execmem run [options] CODE --sig SIGNATURE [ARG ...]"
     parser.epilog = (
-        "types: i8 to i64, u8 to u64, f32, f64, bool, ptr, and void for no result. An ARG of type ptr is an\n"
-        "address, null, text:... (its bytes and a zero) or hex:... (those bytes). Hex digits may have spaces,\n"
-        "0x, commas, and comments after # or ; between them.\n"
+        "types: i8 to i64, u8 to u64, f32, f64, bool, ptr, and void for no result. An\n"
+        "ARG of type ptr is an address, null, text:... (its bytes and a zero) or hex:...\n"
+        "(those bytes). Hex digits may have spaces, 0x, commas, and comments after # or ;\n"
+        "between them.\n"
         "examples:\n"
-        "  execmem run 488d0437c3 --sig 'i64(i64,i64)' 35 7        lea rax, [rdi + rsi]; ret\n"
-        "  objcopy -O binary -j .text f.o f.bin; execmem run f.bin --sig 'f64(f64)' 0.5\n"
+        "  execmem run 488d0437c3 --sig 'i64(i64,i64)' 35 7    lea rax, [rdi + rsi]; ret\n"
+        "  execmem run f.bin --sig 'f64(f64)' 0.5    objcopy -O binary -j .text f.o f.bin\n"
         "  echo c3 | execmem run - --sig 'void()' --repeat 1000\n"
-        "exit code: 0 it returned, 1 it could not be placed, 2 wrong usage; 128 + N: signal N ended it, and\n"
-        "stderr tells where; N: the code called exit(N)"
+        "exit code: 0 it returned, 1 it could not be placed, 2 wrong usage; 130 Ctrl-C;\n"
+        "128 + N: signal N ended it, and stderr tells where; N: the code called exit(N)"
     )
     # As Python 3.13 has it: -1e3 and -0x10 are numbers too, and no options.
     parser._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")  # noqa: SLF001

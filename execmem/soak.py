@@ -626,6 +626,15 @@ def to_minutes(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem soak``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem soak                         ten minutes, four threads\n"
+        "  execmem soak --minutes 0.5 --threads 8 --seed 7\n"
+        "  execmem soak --minutes 1 --json soak.json --quiet\n"
+        "exit code: 0 all held, until its end or Ctrl-C; 1 something was wrong;\n"
+        "2 wrong usage"
+    )
     parser.add_argument("--minutes", type=to_minutes, default=10.0, metavar="M", help="how long (10)")
     parser.add_argument("--threads", type=to_count, default=4, metavar="N", help="that work at once (4)")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (1)")

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem top 4711 --sort fill --every 2\n"
         "  execmem top 4711 --count 3 --json    three lines of JSON\n"
         "  execmem top 4711 --limit 0 --json > it.jsonl; execmem map --history it.jsonl\n"
-        "exit code: 0 shown, or the process ended; 1 cannot be shown; 130 Ctrl-C"
+        "exit code: 0 shown, or the process ended; 1 cannot be shown (stderr tells why);\n"
+        "2 wrong usage; 130 Ctrl-C"
     )
     parser.add_argument("pid", type=map_cli.to_pid, metavar="PID", help="a process that uses execmem")
     parser.add_argument(

@@ -58,7 +58,7 @@ def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtu
     ("arguments", "error"),
     [
         ([], "COMMAND"),
-        (["frobnicate"], "invalid choice"),
+        (["frobnicate"], "there is no command 'frobnicate': execmem --help has them all"),
         (["demo", "--count", "0"], "'0' is not a number of at least 1"),
         (["demo", "--count", "many"], "'many' is not a number of at least 1"),
         (["demo", "--calls", "-5"], "--calls"),
@@ -97,7 +97,7 @@ def command_that(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
     module = types.SimpleNamespace(add_arguments=lambda _: None, run=fail)
     monkeypatch.setitem(sys.modules, "execmem.fail", module)
-    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fail", "fail", "execmem.fail"),))
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fail", "fail", "execmem.fail", "try"),))
 
 
 def test_an_error_of_the_core_is_one_line(run_child: Callable[..., str]) -> None:

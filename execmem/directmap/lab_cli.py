@@ -304,6 +304,24 @@ def to_seconds(text: str) -> float:
     return seconds
 
 
+EXIT_CODES: Final = "exit code: 0 done, 1 it cannot be (stderr tells why), 2 wrong usage, 130 Ctrl-C"
+EXAMPLES: Final = {
+    "run": (
+        "  execmem lab run --kernel 6.1 --workload churn\n"
+        "  execmem lab run --kernel 5.10 6.1 --workload ramp aged -o steps.jsonl\n"
+        "  execmem lab run --kernel newest --workload 'scn=ramp n=500' --json\n"
+    ),
+    "fetch": (
+        "  execmem lab fetch 5.10 6.1 6.12 newest    50 MB or less each\n"
+        "  execmem lab fetch --deb linux-image-6.1.0-37-cloud-amd64_6.1.140-1_amd64.deb\n"
+    ),
+    "list": "  execmem lab list\n  execmem lab list --json                   kernels, a line each\n",
+    "compare": (
+        "  execmem lab compare steps.jsonl other.jsonl\n  execmem lab compare steps.jsonl other.jsonl --every --json\n"
+    ),
+}
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem lab run``."""
     names = ", ".join(lab.WORKLOADS)
@@ -335,11 +353,21 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions and options of ``execmem lab``."""
-    parser.epilog = "execmem lab ACTION --help tells the options of an action; all of them have --json."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "examples:\n"
+        "  execmem lab fetch 6.1\n"
+        "  execmem lab list\n"
+        "  execmem lab run --kernel 6.1 --workload churn\n"
+        f"{EXIT_CODES}\n"
+        "execmem lab ACTION --help tells the options of an action; all have --json"
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def add(name: str, act: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        sub = actions.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        told, form = f"{summary[0].upper()}{summary[1:]}.", argparse.RawDescriptionHelpFormatter
+        epilog = f"examples:\n{EXAMPLES[name]}{EXIT_CODES}"
+        sub = actions.add_parser(name, help=summary, description=told, epilog=epilog, formatter_class=form)
         sub.set_defaults(act=act)
         return sub
 
