@@ -10,6 +10,7 @@
     execmem top        the same, again and again
     execmem run        machine code from a file or as hex digits, placed and called
     execmem bench      what code costs on this machine, as ratios, in every write mode and beside others
+    execmem completion what a shell needs to complete all this
 
 A command is a module with two functions: `add_arguments` declares its options, `run` runs it and returns the exit code.
 Only the one that was asked for is imported, so those that need no compiled core work where it is missing.
@@ -51,6 +52,7 @@ GROUPS = {
     "try": "try it",
     "watch": "look into a running process",
     "kernel": "the kernel's direct map",
+    "shell": "in the shell",
 }
 COMMANDS = (
     Command("demo", "place, call and free 100,000 functions of real machine code", "execmem.demo", "try"),
@@ -66,6 +68,7 @@ COMMANDS = (
     Command(
         "lab", "boot real kernels under QEMU and count what loading code splits", "execmem.directmap.lab_cli", "kernel"
     ),
+    Command("completion", "print a script that completes all this in a shell", "execmem.completion", "shell"),
 )
 EXAMPLES = (
     ("execmem demo", "the whole of it: place, call, compare, free"),

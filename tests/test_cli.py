@@ -39,7 +39,7 @@ def examine(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str
 # ---- the table of commands ----
 
 
-def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     names = [command.name for command in cli.COMMANDS]
     assert len(set(names)) == len(names)
     with pytest.raises(SystemExit) as ended:
@@ -48,10 +48,6 @@ def test_every_command_is_listed_and_explains_itself(capsys: pytest.CaptureFixtu
     listed = capsys.readouterr().out
     for command in cli.COMMANDS:
         assert re.search(rf"^ +{command.name}\s+{re.escape(command.summary[:20])}", listed, re.MULTILINE)
-        with pytest.raises(SystemExit) as ended:
-            cli.main([command.name, "--help"])
-        assert ended.value.code == 0
-        assert "--json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

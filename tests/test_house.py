@@ -249,7 +249,8 @@ MODULES: Final = (
     *("watch", "survey", "draw_packs", "draw_svg_packs", "draw_html_packs", "notebook"),
     *("occupancy", "draw_occupancy", "domain", "patch", "object", "execmem"),
     *("export", "export_packs", "demo_code", "demo", "bench_loops", "bench_crew", "soak", "doctor"),
-    *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "export_cli", "bench_cli", "cli", "__main__"),
+    *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "export_cli", "bench_cli", "cli"),
+    *("completion", "__main__"),
 )
 
 
