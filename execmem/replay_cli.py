@@ -15,6 +15,7 @@ import functools
 import json
 import re
 import sys
+import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -266,7 +267,7 @@ def print_text(given: Comparison) -> None:
         print(line)
     for line in draw_difference(given, paint):
         print(line)
-    print(tell_difference(given.results))
+    print(textwrap.fill(tell_difference(given.results), width))
     print("Simulated: docs/model.md tells how near real kernels come to it.")
 
 
