@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 TOLD_AFTER: Final = 2.0  # seconds: what takes less needs no progress
 BOOTS: Final = 3  # of a kernel that panics before its first step, as QEMU's emulation makes some do now and then
 TICK: Final = 1.0
-STEP: Final = "{:<14}{:>7}{:>12}{:>12}{:>8}{:>9}{:>9}{:>12}{:>8}"
+STEP: Final = "{:<14}{:>6}{:>9}{:>9}{:>7}{:>6}{:>11}{:>9}{:>9}"
 
 
 class Progress:
@@ -142,7 +142,7 @@ def show(options: argparse.Namespace) -> int:
         sys.stdout.write(f"not there: {', '.join(lacking)}; execmem lab fetch {' '.join(lacking)} downloads them\n")
     sys.stdout.write("\nworkloads\n")
     for name, workload in lab.WORKLOADS.items():
-        sys.stdout.write(f"{name:<11} {workload.text:<48} {workload.summary}\n")
+        sys.stdout.write(f"{name:<11} {workload.summary}\n{'':<11} {workload.text}\n")
     try:
         qemu = lab.find_qemu()
         told = f"{lab.tell_qemu(qemu)}, {lab.choose_accel(qemu)}"
