@@ -34,6 +34,7 @@ import execmem
 from execmem._core import ffi, lib
 from execmem.demo import MODES, read_maps, to_count
 from execmem.draw import Paint, columns, tell_bytes, text_width
+from execmem.picture import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -624,6 +625,13 @@ def to_minutes(text: str) -> float:
     return minutes
 
 
+def may_write(path: Path) -> bool:
+    """Tell whether a file can be made or replaced here, or written as a pipe is."""
+    if path.exists() and not path.is_file():
+        return not path.is_dir() and os.access(path, os.W_OK)
+    return os.access(path.resolve().parent, os.W_OK | os.X_OK)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem soak``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -643,13 +651,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Soak and print the report; 0 when all held."""
+    """Soak and print the report; 0 when all held. Where the report is to be written is looked at before, not after."""
+    target = None if options.json in {None, "-"} else Path(options.json)
+    if target is not None and not may_write(target):
+        sys.stderr.write(f"execmem soak: {target} cannot be written: no such folder, or not permitted\n")
+        return 1
     report = Soak(options, Line(sys.stderr, quiet=options.quiet).show).run()
     text = json.dumps({**asdict(report), "ok": report.ok}, indent=2) + "\n"
     if options.json == "-":
         sys.stdout.write(text)
         return 0 if report.ok else 1
-    if options.json:
-        Path(options.json).write_text(text, encoding="utf-8")
     sys.stdout.write(tell(report, Paint.of(sys.stdout), text_width()))
+    if target is not None:
+        try:
+            write_whole(str(target), text)
+        except OSError as error:
+            sys.stderr.write(f"execmem soak: {target} cannot be written: {error.strerror}\n")
+            return 1
     return 0 if report.ok else 1
