@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         "  execmem completion bash > ~/.local/share/bash-completion/completions/execmem\n"
-        "  execmem completion zsh > ~/.zfunc/_execmem    ~/.zfunc in fpath before compinit\n"
+        "  execmem completion zsh > ~/.zfunc/_execmem   ~/.zfunc in fpath before compinit\n"
         "  execmem completion tcsh > ~/.execmem.tcsh     to be sourced in ~/.tcshrc\n"
         "exit code: 0 printed, 2 wrong usage; 1 shtab is not installed:\n"
         "pip install 'execmem[completion]'"
