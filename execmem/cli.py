@@ -172,6 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not is_ours(error) and error.errno != errno.ENOSPC:
             raise
-        print(f"execmem {chosen}: {error}", file=sys.stderr)
+        print(f"execmem {chosen}: {clean(str(error))}", file=sys.stderr)
         return 1
     return code

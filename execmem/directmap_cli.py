@@ -201,7 +201,7 @@ def run_record(options: argparse.Namespace) -> int:
         for name, why in means.missing.items():
             print(f"{name}: {clean(why)}", file=sys.stderr)
         until = "Ctrl-C" if options.seconds is None else f"{options.seconds:g} s have gone, or Ctrl-C"
-        print(f"recording into {options.file} until {until}", file=sys.stderr, flush=True)
+        print(f"recording into {clean(options.file)} until {until}", file=sys.stderr, flush=True)
         with Writer(options.file, header) as writer:
             recorder = record.Recorder(writer, means)
 
@@ -220,7 +220,7 @@ def run_record(options: argparse.Namespace) -> int:
             finally:
                 if live:
                     print(file=sys.stderr)
-    print(f"{options.file}: {tell_sums(recorder)} in {tell_time(time.monotonic() - began)}")
+    print(f"{clean(options.file)}: {tell_sums(recorder)} in {tell_time(time.monotonic() - began)}")
     return 0
 
 

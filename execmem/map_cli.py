@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from execmem import draw_html_packs, draw_occupancy, draw_packs, draw_svg_packs, occupancy, picture
-from execmem.draw import Paint, tell_bytes, text_width
+from execmem.draw import Paint, clean, tell_bytes, text_width
 from execmem.draw_svg import shorten
 from execmem.survey import (
     ROW_CHUNKS,
@@ -260,7 +260,7 @@ def save(ledger: Ledger, path: Path) -> int:
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror}"
         raise WatchError(message) from None
-    print(f"{path}: {copied:,} bytes of data in a file of {path.stat().st_size:,}")
+    print(f"{clean(str(path))}: {copied:,} bytes of data in a file of {path.stat().st_size:,}")
     if not steady:
         print("execmem map: blocks came and went meanwhile: the copy is of several moments", file=sys.stderr)
     return 0

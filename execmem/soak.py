@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import execmem
 from execmem._core import ffi, lib
 from execmem.demo import MODES, read_maps, to_count
-from execmem.draw import Paint, columns, tell_bytes, text_width
+from execmem.draw import Paint, clean, columns, tell_bytes, text_width
 from execmem.picture import write_whole
 
 if TYPE_CHECKING:
@@ -654,7 +654,7 @@ def run(options: argparse.Namespace) -> int:
     """Soak and print the report; 0 when all held. Where the report is to be written is looked at before, not after."""
     target = None if options.json in {None, "-"} else Path(options.json)
     if target is not None and not may_write(target):
-        sys.stderr.write(f"execmem soak: {target} cannot be written: no such folder, or not permitted\n")
+        sys.stderr.write(f"execmem soak: {clean(str(target))} cannot be written: no such folder, or not permitted\n")
         return 1
     report = Soak(options, Line(sys.stderr, quiet=options.quiet).show).run()
     text = json.dumps({**asdict(report), "ok": report.ok}, indent=2) + "\n"
@@ -666,6 +666,6 @@ def run(options: argparse.Namespace) -> int:
         try:
             write_whole(str(target), text)
         except OSError as error:
-            sys.stderr.write(f"execmem soak: {target} cannot be written: {error.strerror}\n")
+            sys.stderr.write(f"execmem soak: {clean(str(target))} cannot be written: {error.strerror}\n")
             return 1
     return 0 if report.ok else 1

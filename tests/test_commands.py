@@ -723,6 +723,26 @@ def test_a_failure_is_one_line_that_says_why(
     assert re.match(f"execmem {name.partition(' ')[0]}( {name.partition(' ')[2]})?: .*{failure.words}", err), err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("run --sig void()", "soak --minutes 0.001 --quiet --json", "map --from", "map {pid} --domain watched --save"),
+        *("directmap report", "directmap record --seconds 0.01", "replay", "replay tools --buddyinfo"),
+        *("lab compare rows.jsonl", "lab fetch --deb", "lab run --kernel", "lab run --kernel x --workload"),
+    ],
+)
+def test_a_name_of_a_file_does_nothing_to_a_terminal(
+    arguments: str, stage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    for number, name in enumerate((stage / "no\x1b[2J" / "a", stage / "a\x1b[2J\x9b2J\u202e")):
+        code = cli.main([*words_of(*arguments.partition(" ")[::2]), str(name)])
+        told = capsys.readouterr()
+        name.unlink(missing_ok=True)
+        assert not set("\x1b\x9b\u202e") & set(told.out + told.err)
+        assert code or number, "there is no such folder"
+
+
 @pytest.mark.parametrize("name", [name for name, row in MATRIX.items() if not row.interrupt.startswith("test_")])
 def test_an_interrupt_ends_a_command_without_a_traceback(
     name: str, stage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,15 @@ TICK: Final = 1.0
 STEP: Final = "{:<14}{:>6}{:>9}{:>9}{:>7}{:>6}{:>11}{:>9}{:>9}"
 
 
+def plain(text: str) -> str:
+    r"""Return a text, which may hold names of files, without what a terminal would act on but the ends of lines.
+
+    >>> print(plain("a" + chr(27) + "[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
 class Progress:
     """A line on a terminal that tells what goes on and for how long, once that is longer than two seconds.
 
@@ -80,6 +89,7 @@ class Progress:
 
     def begin(self, text: str) -> None:
         """Tell of something new that goes on."""
+        text = plain(text)
         with self.lock:
             self.text, self.since = text, time.monotonic()
             if not self.live and not self.quiet:
@@ -186,7 +196,7 @@ def run_one(
     as_json: bool,
 ) -> lab.Run:
     """Boot a kernel with a workload, print its steps as they come, and return them."""
-    name = kernel.release or kernel.image.name
+    name = plain(kernel.release or kernel.image.name)
     if not as_json:
         sys.stdout.write(f"{name}, {workload.text} ({machine.memory}, {machine.accel})\n")
         head = ("step", "live", "4 kB", "2 MB", "split", "areas", "code", "free", "time")
@@ -403,6 +413,6 @@ def run(options: argparse.Namespace) -> int:
     try:
         code: int = options.act(options)
     except LabError as error:
-        sys.stderr.write(f"execmem lab: {error}\n")
+        sys.stderr.write(f"execmem lab: {plain(str(error))}\n")
         return 1
     return code
