@@ -605,7 +605,8 @@ blocks = [domain.place(bytes(9000), name=f"numba:f{number}") for number in range
 if asked["uid"]:  # once as root: what is imported late may not be theirs to read
     cache = os.environ["EXECMEM_LAB_CACHE"]
     os.environ["EXECMEM_LAB_CACHE"] = cache + ".root"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    nowhere = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(io.StringIO()):
         for words in asked["first"]:
             assert cli.main([word.replace("PID", str(os.getpid())) for word in words]) == 0, words
     os.environ["EXECMEM_LAB_CACHE"] = cache
@@ -615,7 +616,7 @@ if asked["uid"]:  # once as root: what is imported late may not be theirs to rea
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as a program of theirs is
 told = os.fdopen(os.dup(1), "w")
 for words in asked["commands"]:
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     words = [word.replace("PID", str(os.getpid())) for word in words]
     with contextlib.redirect_stderr(err):
         if asked["stdout"] == "kept":
@@ -635,7 +636,7 @@ for words in asked["commands"]:
             sys.stdout = None
             code = cli.main(words)
             sys.stdout.close()
-    told.write(json.dumps([code, out.getvalue(), err.getvalue()]) + "\\n")
+    told.write(json.dumps([code, out.buffer.getvalue().decode(), err.getvalue()]) + "\\n")
     told.flush()
 os._exit(0)
 """
