@@ -62,6 +62,10 @@ def written_whole(path: str) -> Iterator[Path]:
     try:
         yield part
         part.replace(target)
+    except OSError as error:
+        if error.filename == str(part):  # of which nobody but we knows
+            error.filename = path
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -230,6 +230,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "link.svg"]
 
 
+def test_a_file_that_cannot_be_written_is_told_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as told:
+        picture.write_whole(str(tmp_path / "none" / "a.svg"), "")
+    assert told.value.filename == str(tmp_path / "none" / "a.svg")
+
+
 def test_a_pipe_is_written_as_it_is() -> None:
     read, write = os.pipe()
     try:
