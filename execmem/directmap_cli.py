@@ -1,6 +1,7 @@
 """directmap on the command line: what the kernel's direct map is now, what happens to it, and what has happened.
 
     execmem directmap show              counters, an atlas of regions, and which sources can be read
+    execmem directmap watch             the same again and again, with what was split, joined, came and went
     execmem directmap record FILE       sample and listen into a trace, until Ctrl-C or for --seconds
     execmem directmap report FILE       what a trace tells: code that came and went, splits and who did them
 
@@ -22,16 +23,18 @@ import signal
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
-from execmem import draw_html, draw_svg, picture
+from execmem import directmap_watch, draw_html, draw_svg, picture
 from execmem.directmap import convert, history, perf, record, region, source
 from execmem.directmap.source import NotAvailable
 from execmem.directmap.trace import EVENT, Client, Kind, Texts, Trace, TraceError, Writer, describe_machine
 from execmem.draw import Paint, clean, columns, tell_bytes, tell_time, text_width
+from execmem.draw_directmap import draw_atlas, draw_jit, jit_as_dict, tell_free, tell_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,43 +68,6 @@ SAME_BOOT: Final = 60 * record.NS  # clocks are set while a machine runs
 
 # ---- show ----
 
-CELLS: Final = 64
-ROWS_MAX: Final = 24
-LETTERS: Final = {  # the worst state of its regions is what a cell shows, the last of these being the worst
-    region.State.ABSENT: (".", "no memory"),
-    region.State.GIGABYTE: ("G", "1 GB page"),
-    region.State.WHOLE: ("M", "2 MB page"),
-    region.State.UNIFORM: ("u", "split, uniform"),
-    region.State.MIXED: ("x", "split, mixed permissions"),
-    region.State.HOLED: ("o", "split, with holes"),
-}
-
-
-def draw_atlas(state: npt.NDArray[np.uint8], paint: Paint) -> list[str]:
-    """Return lines of 64 cells, each for as many regions as are needed to make it 24 lines at most, and a legend."""
-    each = 1
-    while len(state) > CELLS * ROWS_MAX * each:
-        each *= 2
-    order = np.array([list(LETTERS).index(known) for known in region.State], dtype=np.uint8)
-    padded = np.zeros(-(-len(state) // each) * each, dtype=np.uint8)
-    padded[: len(state)] = order[state]
-    cells = padded.reshape(-1, each).max(axis=1)
-    letters = [letter for letter, _ in LETTERS.values()]
-    lines = []
-    for start in range(0, len(cells), CELLS):
-        text = "".join(letters[cell] for cell in cells[start : start + CELLS].tolist())
-        for letter in "uxo":
-            text = text.replace(letter, f"\0{letter}")
-        text = "".join(
-            paint.bad(part[0]) + part[1:] if number else part for number, part in enumerate(text.split("\0"))
-        )
-        lines.append(f"{tell_bytes(start * each * record.HUGE):>9}  {text}")
-    present = [known for known in LETTERS if (state == known).any()]
-    legend = ", ".join(
-        f"{LETTERS[known][0]} {LETTERS[known][1]} ({int((state == known).sum()):,})" for known in present
-    )
-    return [*lines, *textwrap.wrap(f"a letter is {each * 2} MB, the worst of it: {legend}", text_width())]
-
 
 def show(options: argparse.Namespace) -> int:
     """Print what the direct map is now, as far as this user may know."""
@@ -113,6 +79,11 @@ def show(options: argparse.Namespace) -> int:
     walk = None
     with contextlib.suppress(NotAvailable):
         walk = region.walk()
+    jit, zones = None, None
+    with contextlib.suppress(NotAvailable):
+        zones = source.read_buddyinfo()
+    with contextlib.suppress(NotAvailable):
+        jit = source.read_jit()
     if picture.names(options):
         state = walk.state if walk else region.walk().state  # again: for the error that tells why not
         write_pictures(options, history.tell(np.zeros(0, EVENT), describe_machine(), state))
@@ -123,6 +94,8 @@ def show(options: argparse.Namespace) -> int:
             "kernel": platform.release(),
             "counters": counters,
             "regions": walk and {state.name.lower(): walk.count(state) for state in region.State},
+            "jit": jit and jit_as_dict(jit),
+            "free": zones and [asdict(zone) for zone in zones],
             "split_regions": walk and np.flatnonzero(np.isin(walk.state, region.SPLIT)).tolist(),
             "sources": {name: "available" if why is None else str(why) for name, why in missing.items()},
         }
@@ -133,7 +106,11 @@ def show(options: argparse.Namespace) -> int:
     print(paint.rule(width))
     for name, value in counters.items():
         print(columns([name, tell_value(name, value)], [32, -16]))
+    for text in tell_free(zones or ()):
+        print("\n".join(textwrap.wrap(text, width, subsequent_indent="  ")))
     print(paint.rule(width))
+    if jit:
+        print("\n".join([*draw_jit(jit, "", paint, width), paint.rule(width)]))
     if walk:
         print("\n".join(draw_atlas(walk.state, paint)))
         print(paint.rule(width))
@@ -145,13 +122,6 @@ def show(options: argparse.Namespace) -> int:
         for line in more:
             print(f"{'':<16} {line}")
     return 0
-
-
-def tell_value(name: str, value: int) -> str:
-    """Return a counter as people read it: bytes, times or numbers, as its name says."""
-    if name.endswith("_bytes") or name.startswith("directmap_"):
-        return tell_bytes(value)
-    return tell_time(value / record.NS) if name.endswith("_ns") else f"{value:,}"
 
 
 # ---- record ----
@@ -442,11 +412,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  sudo execmem directmap record my.trace --seconds 3600\n"
         "  execmem directmap report my.trace\n"
         "exit code: 0 done, 1 it cannot be (stderr tells why), 2 wrong usage\n"
-        "show and report take --json; each explains itself with --help"
+        "show, watch and report take --json; each explains itself with --help"
     )
     pictures = argparse.ArgumentParser(add_help=False)
     picture.add_arguments(pictures)
-    names = parser.add_subparsers(dest="action", metavar="show|record|report", required=True)
+    names = parser.add_subparsers(dest="action", metavar="show|watch|record|report", required=True)
 
     def add(name: str, summary: str, epilog: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         told, form = f"{summary[0].upper()}{summary[1:]}.", argparse.RawDescriptionHelpFormatter
@@ -457,6 +427,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one = add("show", "what the direct map is now, and what can be known here", SHOW_EXAMPLES, pictures)
     one.add_argument("--json", action="store_true", help="print JSON")
     one.set_defaults(act=show)
+    one = add("watch", "the same again and again: what changes, and who is suspected, until Ctrl-C", "")
+    directmap_watch.add_arguments(one, positive)
+    one.set_defaults(act=directmap_watch.run)
     one = add("record", "record into a trace what happens, until Ctrl-C", RECORD_EXAMPLES)
     one.add_argument("file", metavar="FILE", help="a new file; it is whole whenever the recording ends, and however")
     one.add_argument("--seconds", type=positive, metavar="N", help="end after so many seconds")

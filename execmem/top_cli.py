@@ -5,26 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import shutil
-import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from execmem import draw_packs, map_cli
 from execmem.demo import to_count
 from execmem.draw import Paint, text_width
+from execmem.screen import Screen, share_out
 from execmem.survey import Wish, survey_domain
 from execmem.watch import Ledger, Look, Pages, Process, WatchError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from types import FrameType
-
 FRAME_LINES, DOMAIN_LINES = 5, 6  # of a picture, and of each domain with packs in it, that are no bars
 SEARCH_EVERY: Final = 2.0  # seconds between searches for new domains: the list of mappings is dear to its process
-ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"  # other screen, no cursor, no wrapping
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,20 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a line of JSON a picture")
 
 
-def share_out(lines: int, wanted: Sequence[int]) -> list[int]:
-    """Return how many lines each gets: at least one if it wants any, none more than it wants, the rest in turns.
-
-    >>> share_out(10, [0, 20, 2]), share_out(1, [5, 5])
-    ([0, 8, 2], [1, 1])
-    """
-    given = [min(count, 1) for count in wanted]
-    while sum(given) < lines and given != list(wanted):
-        for place, count in enumerate(wanted):
-            if given[place] < count and sum(given) < lines:
-                given[place] += 1
-    return given
-
-
 class Top:
     """Pictures of a process, one after another: drawn from the counters and bits of the packs shown, O(packs)."""
 
@@ -77,7 +56,7 @@ class Top:
         self.pages = pages
         self.options = options
         self.paint = Paint.of(sys.stdout)
-        self.screen = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not options.json
+        self.screen = Screen(json=options.json)
         self._before: dict[int, tuple[Ledger, Look]] = {}
         self._searched = time.monotonic()
 
@@ -91,10 +70,7 @@ class Top:
         if self.options.pack is not None:
             return self._pack_picture(map_cli.pick_one(ledgers, "--pack"))
         looks = map_cli.look_at(ledgers)
-        width, height = (
-            text_width(),
-            shutil.get_terminal_size().lines if self.screen else map_cli.PACKS_SHOWN + FRAME_LINES + DOMAIN_LINES,
-        )
+        width, height = text_width(), self.screen.height(map_cli.PACKS_SHOWN + FRAME_LINES + DOMAIN_LINES)
         counts = [len(look.shown) for _, look in looks.values()]
         busy = sum(count > 0 for count in counts)
         rooms = share_out(height - FRAME_LINES - DOMAIN_LINES * busy - 2 * (len(counts) - busy), counts)
@@ -121,21 +97,11 @@ class Top:
             return [json.dumps(map_cli.pack_as_json(ledger, pack, now_ms, self.options.row))]
         return map_cli.draw_pack(ledger, pack, now_ms, self.options.row)
 
-    def show(self, lines: Sequence[str]) -> None:
-        """Print a picture: over the last one on a screen, below it elsewhere."""
-        if self.screen:
-            height = shutil.get_terminal_size().lines
-            body = "\x1b[K\r\n".join(lines[: height - 1])
-            sys.stdout.write(f"\x1b[H{body}\x1b[K\x1b[J")
-        else:
-            sys.stdout.write("\n".join(lines) + ("\n" if self.options.json else "\n\n"))
-        sys.stdout.flush()
-
     def run(self) -> None:
         """Show pictures until their count, the process's end or an interrupt."""
         shown = 0
         while not self.process.ended:
-            self.show(self.picture())
+            self.screen.show(self.picture())
             shown += 1
             if self.options.count is not None and shown >= self.options.count:
                 return
@@ -147,27 +113,6 @@ class EndedError(Exception):
     """The watched process ended."""
 
 
-def stop(number: int, _: FrameType | None) -> None:
-    """End as a terminated program does, but through what puts the terminal back."""
-    raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def screen(*, used: bool) -> Iterator[None]:
-    """Take the terminal's other screen, and give it back whatever happens."""
-    if not used:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        sys.stdout.write(ENTER)
-        yield
-    finally:
-        sys.stdout.write(LEAVE)
-        sys.stdout.flush()
-        signal.signal(signal.SIGTERM, before)
-
-
 def run(options: argparse.Namespace) -> int:
     """Show a process's packs again and again; 0 when it ended, or all pictures were shown."""
     try:
@@ -175,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         with contextlib.closing(Process(options.pid)) as process, contextlib.closing(Pages(options.pid)) as pages:
             view = Top(process, pages, options)
             try:
-                with screen(used=view.screen):
+                with view.screen.taken():
                     view.run()
             except (EndedError, WatchError):
                 if not process.ended:

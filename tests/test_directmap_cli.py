@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import pytest
 
-from execmem import cli, directmap_cli
+from execmem import cli, directmap_cli, draw_directmap
 from execmem.directmap import convert, record
 from execmem.directmap.region import State
 from execmem.directmap.source import NotAvailable
@@ -351,16 +351,16 @@ def test_the_atlas_shows_the_worst_of_each_cell() -> None:
     state[4:6] = State.ABSENT, State.HOLED
     state[-2:] = State.ABSENT
     plain = Paint(colour=False, unicode=False)
-    lines = directmap_cli.draw_atlas(state, plain)
+    lines = draw_directmap.draw_atlas(state, plain)
     assert lines[0].split() == ["0", "B", "uxo" + "G" * 61]
     assert lines[1].split()[:2] == ["256.0", "MB"]
     assert lines[23].endswith("GG.")
     assert len(lines[23].split()[-1]) == 64
     legend = " ".join(lines[24:])
     assert legend.startswith("a letter is 4 MB, the worst of it: . no memory (3), G 1 GB page (3,065), M 2 MB page (1)")
-    small = directmap_cli.draw_atlas(np.full(70, State.WHOLE, dtype=np.uint8), plain)
+    small = draw_directmap.draw_atlas(np.full(70, State.WHOLE, dtype=np.uint8), plain)
     assert [line.split()[-1] for line in small[:2]] == ["M" * 64, "M" * 6]
-    assert "\x1b[1;31mx\x1b[0m" in directmap_cli.draw_atlas(state, Paint(colour=True, unicode=False))[0]
+    assert "\x1b[1;31mx\x1b[0m" in draw_directmap.draw_atlas(state, Paint(colour=True, unicode=False))[0]
 
 
 # ---- alone ----

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from execmem import directmap_cli, draw_svg
+from execmem import draw_directmap, draw_svg
 from execmem.directmap import history, region
 from execmem.directmap.region import State
 from execmem.directmap.trace import EVENT, Client, Event, Kind, Lexicon, TraceError
@@ -186,7 +186,7 @@ def test_a_legend_has_letters_numbers_and_a_direction() -> None:
 
 
 def test_letters_are_those_of_the_terminal() -> None:
-    terminal = {state: look[0] for state, look in directmap_cli.LETTERS.items()}
+    terminal = {state: look[0] for state, look in draw_directmap.LETTERS.items()}
     assert terminal == {state: look.letter for state, look in draw_svg.LOOKS.items() if state in terminal}
 
 

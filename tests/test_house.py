@@ -243,14 +243,14 @@ MODULES: Final = (
     *("directmap.__init__", "directmap.trace", "directmap.source", "directmap.region", "directmap.perf"),
     *("directmap.convert", "directmap.record", "directmap.history", "directmap.pages", "directmap.model"),
     *("directmap.policy", "directmap.workload", "directmap.replay", "directmap.kernels"),
-    *("directmap.lab", "directmap.lab_cli"),
-    *("draw", "draw_svg", "page", "draw_html", "draw_svg_replay", "draw_html_replay", "picture"),
-    *("_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function"),
+    *("directmap.live", "directmap.lab", "directmap.lab_cli"),
+    *("draw", "screen", "draw_directmap", "draw_svg", "page", "draw_html", "draw_svg_replay", "draw_html_replay"),
+    *("picture", "_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function"),
     *("watch", "survey", "draw_packs", "draw_svg_packs", "draw_html_packs", "notebook"),
     *("occupancy", "draw_occupancy", "domain", "patch", "object", "execmem"),
     *("export", "export_packs", "demo_code", "demo", "bench_loops", "bench_crew", "soak", "doctor"),
-    *("directmap_cli", "replay_cli", "map_cli", "top_cli", "run_cli", "export_cli", "bench_cli", "cli"),
-    *("completion", "__main__"),
+    *("tui", "directmap_tui", "directmap_watch", "directmap_cli", "replay_cli"),
+    *("map_cli", "top_tui", "top_cli", "run_cli", "export_cli", "bench_cli", "cli", "completion", "__main__"),
 )
 
 

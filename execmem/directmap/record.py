@@ -22,7 +22,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Counters = Callable[[], Mapping[str, int]]  # reads, or raises NotAvailable
     Stream = Callable[[], Iterable[Event]]  # what happened since the call before
     Regions = Callable[[], set[int]]  # the offsets in the direct map of regions that are split, or NotAvailable
+    States = Callable[[], npt.NDArray[np.uint8]]  # the state of each region, or NotAvailable
 
 HUGE: Final = 2 << 20
 GIANT: Final = 1 << 30
@@ -338,6 +339,7 @@ class Means:
     processes: Processes | None = None
     regions: Regions | None = None
     begin: npt.NDArray[np.uint8] | None = None  # the state of each region when `regions` was got ready
+    states: States | None = None
     missing: dict[str, str] = field(default_factory=dict)
     living: list[Event] = field(default_factory=list)  # LOADs from before the recording
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -380,6 +382,15 @@ class Means:
             return {}
 
 
+class Sink(Protocol):
+    """Where rows go: a ``Writer``, or who only wants to hear them."""
+
+    count: int
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take rows."""
+
+
 class Recorder:
     """Takes samples and writes them; see ``record`` for how it is used.
 
@@ -388,7 +399,7 @@ class Recorder:
 
     def __init__(
         self,
-        writer: Writer,
+        writer: Sink,
         means: Means,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -713,12 +724,14 @@ def open_walker(means: Means) -> None:
     """Get ready to walk the direct map's page tables."""
     walker = means.undo.enter_context(region.Walker())
 
-    def walk() -> set[int]:
-        state = walker.walk().state
-        return {int(place) * HUGE for place in np.flatnonzero(np.isin(state, region.SPLIT))}
+    def states() -> npt.NDArray[np.uint8]:
+        return walker.walk().state
 
-    means.begin = walker.walk().state
-    means.regions = walk
+    def regions() -> set[int]:
+        return {int(place) * HUGE for place in np.flatnonzero(np.isin(states(), region.SPLIT))}
+
+    means.begin = states()
+    means.states, means.regions = states, regions
 
 
 def open_means(root: str | os.PathLike[str] = "/") -> Means:
