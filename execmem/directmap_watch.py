@@ -13,7 +13,7 @@ from execmem.directmap import record
 from execmem.directmap.live import Watch
 from execmem.draw import Paint, text_width
 from execmem.draw_directmap import draw_frame, frame_as_dict
-from execmem.screen import Screen
+from execmem.screen import Screen, TuiError, check_tui
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,10 +91,13 @@ def wait(watch: Watch, seconds: float) -> None:
 
 def run_tui(options: argparse.Namespace) -> int:
     """Show it on the whole terminal."""
-    from execmem.tui import need_terminal  # noqa: PLC0415 - textual is an extra, which few need
-
-    need_terminal()
-    from execmem.directmap_tui import show  # noqa: PLC0415
+    try:
+        check_tui()
+    except TuiError as error:
+        print(f"execmem directmap watch: {error}", file=sys.stderr)
+        return 1
+    from execmem.directmap_tui import WatchApp  # noqa: PLC0415 - textual is an extra, which few need
+    from execmem.tui import show  # noqa: PLC0415
 
     with record.open_means() as means:
-        return show(Watch(means), options.every)
+        return show(WatchApp(Watch(means), options.every, Paint.of(sys.stdout)))

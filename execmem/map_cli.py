@@ -44,8 +44,9 @@ LIVES_SHOWN: Final = 64
 USAGE: Final = 2
 DAY: Final = 86_400  # seconds
 CHUNK: Final = 64  # bytes
+SEARCH_EVERY: Final = 2.0  # seconds between searches for new domains: the list of mappings is dear to its process
 
-Looks: TypeAlias = "dict[int, tuple[Ledger, Look]]"  # by the numbers of domains
+Moment: TypeAlias = "dict[int, tuple[Ledger, Look]]"  # by the numbers of domains
 
 
 class UsageError(Exception):
@@ -164,9 +165,37 @@ def pick_one(ledgers: Sequence[Ledger], what: str) -> Ledger:
     raise UsageError(message)
 
 
-def look_at(ledgers: Sequence[Ledger]) -> Looks:
+def look_at(ledgers: Sequence[Ledger]) -> Moment:
     """Return a look at each domain; of one that closed meanwhile the last state is still there."""
     return {ledger.domain: (ledger, ledger.look()) for ledger in ledgers}
+
+
+class Looks:
+    """Looks at a process one after another, each with the one before it: so events per second are known."""
+
+    def __init__(self, process: Process, pages: Pages, domain: str | None) -> None:
+        """Begin with no earlier look; `domain` is the only one wanted, None: all."""
+        self.process, self.pages, self.domain = process, pages, domain
+        self._before: Moment = {}
+        self._searched = time.monotonic()
+
+    def ledgers(self) -> list[Ledger]:
+        """Return the domains that are wanted; now and then new ones are searched for."""
+        if time.monotonic() - self._searched >= SEARCH_EVERY:
+            self.process.refresh()
+            self._searched = time.monotonic()
+        self.pages.refresh()
+        return find_domains(list(self.process.ledgers.values()), self.domain)
+
+    def survey(self, looks: Moment, wishes: Sequence[Wish]) -> list[DomainFacts]:
+        """Return what domains say now, as it is wished of each."""
+        domains = []
+        for wish, (number, (ledger, look)) in zip(wishes, looks.items(), strict=True):
+            earlier = self._before.get(number)
+            before = earlier[1] if earlier and earlier[0] is ledger else None
+            domains.append(survey_domain(ledger, before, look, self.pages, wish))
+        self._before = looks
+        return domains
 
 
 @contextlib.contextmanager
@@ -270,7 +299,7 @@ def show_map(
     ledgers: Sequence[Ledger], process: Process | None, pages: Pages | None, options: argparse.Namespace
 ) -> None:
     """Print every domain."""
-    before: Looks = {}
+    before: Moment = {}
     if process is not None and options.interval:
         before = look_at(ledgers)
         time.sleep(options.interval)
@@ -287,7 +316,7 @@ def show_map(
 
 
 def survey_all(
-    looks: Looks, before: Looks, pages: Pages | None, wish: Wish, kept: dict[int, PackBlocks] | None = None
+    looks: Moment, before: Moment, pages: Pages | None, wish: Wish, kept: dict[int, PackBlocks] | None = None
 ) -> list[DomainFacts]:
     """Return what there is to say about every domain."""
     return [
@@ -297,7 +326,7 @@ def survey_all(
 
 
 def write_pictures(
-    looks: Looks, before: Looks, process: Process | None, pages: Pages | None, options: argparse.Namespace
+    looks: Moment, before: Moment, process: Process | None, pages: Pages | None, options: argparse.Namespace
 ) -> None:
     """Write the files that were asked for; blocks are read again for them, in finer parts than text has."""
     if process is None:

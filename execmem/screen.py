@@ -6,6 +6,7 @@ The terminal's other screen is given back whatever ends the view: its count, Ctr
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -74,3 +75,17 @@ def share_out(lines: int, wanted: Sequence[int]) -> list[int]:
             if given[place] < count and sum(given) < lines:
                 given[place] += 1
     return given
+
+
+class TuiError(Exception):
+    """A view with keys cannot be shown here: why, and the remedy."""
+
+
+def check_tui() -> None:
+    """Raise where there is no textual, or no terminal."""
+    if importlib.util.find_spec("textual") is None:
+        message = "--tui needs textual, which is not installed; python -m pip install 'execmem[tui]'"
+        raise TuiError(message)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        message = "--tui needs a terminal on stdin and stdout; leave it out to print one picture after another"
+        raise TuiError(message)

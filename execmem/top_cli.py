@@ -7,17 +7,15 @@ import contextlib
 import json
 import sys
 import time
-from typing import Final
 
 from execmem import draw_packs, map_cli
 from execmem.demo import to_count
 from execmem.draw import Paint, text_width
-from execmem.screen import Screen, share_out
-from execmem.survey import Wish, survey_domain
-from execmem.watch import Ledger, Look, Pages, Process, WatchError
+from execmem.screen import Screen, TuiError, check_tui, share_out
+from execmem.survey import Wish
+from execmem.watch import Ledger, Pages, Process, WatchError
 
 FRAME_LINES, DOMAIN_LINES = 5, 6  # of a picture, and of each domain with packs in it, that are no bars
-SEARCH_EVERY: Final = 2.0  # seconds between searches for new domains: the list of mappings is dear to its process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem top 4711                     until Ctrl-C, or the process ends\n"
         "  execmem top 4711 --sort fill --every 2\n"
         "  execmem top 4711 --count 3 --json    three lines of JSON\n"
+        "  execmem top 4711 --tui               move through packs, rows and blocks\n"
         "  execmem top 4711 --limit 0 --json > it.jsonl; execmem map --history it.jsonl\n"
         "exit code: 0 shown, or the process ended; 1 cannot be shown (stderr tells why);\n"
         "2 wrong usage; 130 Ctrl-C"
@@ -45,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="packs shown of each domain, 0: all (what a screen has room for)",
     )
     parser.add_argument("--json", action="store_true", help="print a line of JSON a picture")
+    parser.add_argument(
+        "--tui", action="store_true", help="on the whole terminal, with keys; needs the extra execmem[tui]"
+    )
 
 
 class Top:
@@ -54,19 +56,14 @@ class Top:
         """Begin with no earlier look."""
         self.process = process
         self.pages = pages
+        self.looks = map_cli.Looks(process, pages, options.domain)
         self.options = options
         self.paint = Paint.of(sys.stdout)
         self.screen = Screen(json=options.json)
-        self._before: dict[int, tuple[Ledger, Look]] = {}
-        self._searched = time.monotonic()
 
     def picture(self) -> list[str]:
         """Return the lines of the next picture."""
-        if time.monotonic() - self._searched >= SEARCH_EVERY:
-            self.process.refresh()
-            self._searched = time.monotonic()
-        self.pages.refresh()
-        ledgers = map_cli.find_domains(list(self.process.ledgers.values()), self.options.domain)
+        ledgers = self.looks.ledgers()
         if self.options.pack is not None:
             return self._pack_picture(map_cli.pick_one(ledgers, "--pack"))
         looks = map_cli.look_at(ledgers)
@@ -75,14 +72,9 @@ class Top:
         busy = sum(count > 0 for count in counts)
         rooms = share_out(height - FRAME_LINES - DOMAIN_LINES * busy - 2 * (len(counts) - busy), counts)
         cells = map_cli.JSON_CELLS if self.options.json else draw_packs.cells_for(width)
-        domains = []
         asked = self.options.limit
-        for room, (number, (ledger, look)) in zip(rooms, looks.items(), strict=True):
-            wish = Wish(cells, room if asked is None else asked or None, self.options.sort, "fill")
-            earlier = self._before.get(number)
-            before = earlier[1] if earlier and earlier[0] is ledger else None
-            domains.append(survey_domain(ledger, before, look, self.pages, wish))
-        self._before = looks
+        wishes = [Wish(cells, room if asked is None else asked or None, self.options.sort, "fill") for room in rooms]
+        domains = self.looks.survey(looks, wishes)
         if self.options.json:
             return [json.dumps(map_cli.as_json(domains, self.process, self.options))]
         heading = f"{map_cli.title(self.process, self.options, self.paint)}  {time.strftime('%H:%M:%S')}"
@@ -117,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
     """Show a process's packs again and again; 0 when it ended, or all pictures were shown."""
     try:
         map_cli.check_row(options)
+        if options.tui:
+            return run_tui(options)
         with contextlib.closing(Process(options.pid)) as process, contextlib.closing(Pages(options.pid)) as pages:
             view = Top(process, pages, options)
             try:
@@ -130,3 +124,22 @@ def run(options: argparse.Namespace) -> int:
         print(f"execmem {options.command}: {error}", file=sys.stderr)
         return map_cli.USAGE
     return 0
+
+
+def run_tui(options: argparse.Namespace) -> int:
+    """Show them on the whole terminal, until somebody leaves."""
+    if options.json or options.count or options.pack is not None:
+        message = (
+            "--tui is for people, and goes through packs and rows by keys: not with --json, --count, --pack, --row"
+        )
+        raise map_cli.UsageError(message)
+    try:
+        check_tui()
+    except TuiError as error:
+        print(f"execmem top: {error}", file=sys.stderr)
+        return 1
+    from execmem.top_tui import TopApp  # noqa: PLC0415 - textual is an extra, which few need
+    from execmem.tui import show  # noqa: PLC0415
+
+    with contextlib.closing(Process(options.pid)) as process, contextlib.closing(Pages(options.pid)) as pages:
+        return show(TopApp(process, pages, options, Paint.of(sys.stdout)))
