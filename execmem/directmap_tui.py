@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
 
 EVERY_MAX: Final = 1.0  # seconds: the kernel keeps events for a while only
 COUNTERS_MAX: Final = 9
-KEYS: Final = "arrows move  Enter zoom in  Esc zoom out  PgUp/PgDn ledger  p pause  ? help  q quit"
-INK: Final = {region.State.WHOLE: "black", region.State.UNIFORM: "black", region.State.HOLED: "black"}
+ROOMY: Final = 32  # lines, from which on all words are said
+LEGEND: Final = 2  # lines
+KEYS: Final = "arrows move  Enter zoom in  Esc out  PgUp/PgDn ledger  p pause  ? help  q quit"
 STYLES: Final = {
-    letter: "dim" if state == region.State.ABSENT else f"{INK.get(state, 'white')} on {LOOKS[state].dark}"
+    letter: "dim"
+    if state == region.State.ABSENT
+    else f"{'white' if state == region.State.GIGABYTE else 'black'} on {LOOKS[state].dark}"
     for state, (letter, _) in LETTERS.items()
 }
 
@@ -138,9 +142,10 @@ class WatchApp(LiveApp):
         paused = " PAUSED: p goes on" if self.paused else f" every {self.every:g} s"
         title.append(f"  {time.strftime('%H:%M:%S')}{paused}", "reverse bold" if self.paused else "")
         rule = draw_text(paint.rule(wide))
-        head = [title, *draw_texts(draw_jit(frame.jit, frame.missing.get("jit", ""), paint, wide)), rule]
+        jit = draw_jit(frame.jit, frame.missing.get("jit", ""), paint, wide)
+        head = [title, *draw_texts(jit if height >= ROOMY else jit[:1]), rule]
         told = [f"{name}: {clean(why)}" for name, why in frame.missing.items() if name != "jit"]
-        cell = 0 if frame.state is None else 3
+        cell = 0 if frame.state is None else 2 + LEGEND
         events = max(len(frame.events) - self.older, 1)
         wanted = [min(len(frame.counters) + 1, COUNTERS_MAX), cell and ROWS_MAX, events, len(told)]
         rooms = share_out(max(height - len(head) - cell - 4, 4), wanted)
@@ -178,18 +183,21 @@ class WatchApp(LiveApp):
         return lines
 
     def _tell_cell(self, state: npt.NDArray[np.uint8], wide: int) -> list[Text]:
-        """Return where the cell under the cursor is, and of what state its regions are; and the legend, in a line."""
+        """Return where the cell under the cursor is, and of what state its regions are; and the legend."""
         if self._atlas is None:
             return []
         first = self.first + self.cell * self._atlas.each
         part = state[first : first + self._atlas.each]
-        counts = [(int((part == known).sum()), words) for known, (_, words) in LETTERS.items()]
-        states = ", ".join(f"{count:,} {words}" for count, words in counts if count)
+        counts = [(int((part == known).sum()), letter, words) for known, (letter, words) in LETTERS.items()]
         where = f"{first * HUGE:#x} to {(first + len(part)) * HUGE - 1:#x} ({tell_bytes(first * HUGE)} on)"
-        told = f"regions of 2 MB: {states}" if len(part) > 1 else f"one region of 2 MB: {states.removeprefix('1 ')}"
+        told = f"{len(part):,} regions of 2 MB: " + ", ".join(
+            f"{letter} {count:,}" for count, letter, _ in counts if count
+        )
+        if len(part) == 1:
+            told = f"one region of 2 MB: {next(words for count, _, words in counts if count)}"
         legend = tell_legend(state, self._atlas.each).partition(": ")[2]
         return [
             Text(cut(f"cell {where}", wide), style="bold"),
             Text(cut(told, wide)),
-            Text(cut(legend, wide), style="dim"),
+            *(Text(line, style="dim") for line in textwrap.wrap(legend, wide, max_lines=LEGEND, placeholder=" ..")),
         ]

@@ -42,7 +42,7 @@ GRID: Final = draw_packs.ROW_LINE
 CHUNK: Final = map_cli.CHUNK
 PAGE: Final = 8  # packs or rows
 KEYS: Final = {
-    PACKS: "up/down pack  Enter look inside  s sort: {sort}  b by: {by}  p pause  ? help  q quit",
+    PACKS: "up/down  Enter inside  s sort: {sort}  b by: {by}  p pause  ? help  q quit",
     INSIDE: "up/down row  Enter its chunks  Esc back to the packs  p pause  ? help  q quit",
     CHUNKS: "arrows chunk  n next block  Esc back to the rows  p pause  ? help  q quit",
 }
@@ -89,7 +89,8 @@ class TopApp(LiveApp):
     KEYS_TOLD = (
         "execmem top --tui",
         "",
-        "up, down      the pack, row or line of chunks before and after; also Page Up, Page Down, Home, End",
+        "up, down      the pack, row or line of chunks before and after;",
+        "              also Page Up, Page Down, Home, End",
         "left, right   the chunk before and after",
         "Enter         look inside: a pack's rows of 64 kB, a row's chunks of 64 bytes",
         "Esc           back",
@@ -99,9 +100,9 @@ class TopApp(LiveApp):
         "p             pause, or go on",
         "q             quit",
         "",
-        *(f"{text}" for text in ("shades: share in use, by quarters; bare: not open for blocks",)),
+        "shades: share in use, by quarters; bare: not open for blocks",
         "pages: 1x2M one of 2 MB, 512x4k of 4 kB, none: not touched, n/a: not available",
-        "by owner and by age all blocks are read: about 1 ms a pack, at most a fifth of a core",
+        "by owner and by age all blocks are read: 1 ms a pack, a fifth of a core at most",
         "",
         "? closes this",
     )
@@ -264,7 +265,8 @@ class TopApp(LiveApp):
         lines: list[Text] = []
         first = last = 0
         for domain in found.domains:
-            lines += draw_texts(draw_packs.head(domain, self.paint))
+            head = draw_packs.head(domain, self.paint)
+            lines += draw_texts(head if domain.packs else head[:1])
             if domain.packs:
                 lines.append(draw_text(self.paint.dim(draw_packs.axis(found.want.cells))))
             for pack in domain.packs:
@@ -305,7 +307,7 @@ class TopApp(LiveApp):
         top = [*tell_pack(found.pack, found.name, self.paint), draw_text(self.paint.rule(width))]
         axis, *rows = draw_texts(draw_packs.draw_rows(found.pack, found.rows, self.paint, width)[: ROWS + 1])
         mark(rows[self.row], self.paint)
-        below = draw_texts([self.paint.rule(width), f"ages, new to old: {draw_packs.age_marks(self.paint)}"])
+        below = draw_texts([self.paint.rule(width), f"ages: {draw_packs.age_marks(self.paint)}"])
         room -= len(top) + 1 + len(below)
         self.offset = window(self.offset, self.row, self.row, len(rows), room)
         return [*top, axis, *rows[self.offset : self.offset + room], *below]
@@ -318,7 +320,7 @@ class TopApp(LiveApp):
         drawn = draw_texts(draw_packs.draw_row(start, found.blocks, found.chunks, self.paint, width))
         grid, table = drawn[1 : 1 + ROW_CHUNKS // GRID], drawn[2 + ROW_CHUNKS // GRID :]
         at = GRID_AT + self.chunk % GRID
-        grid[self.chunk // GRID].stylize("reverse bold", at - 1, at)
+        grid[self.chunk // GRID].stylize("reverse bold", at, at + 1)
         name = draw_packs.printable(found.name, self.paint, 24)
         head = f"row {found.want.row} of pack {found.pack.number} of {name}; %: in use, but by no live block"
         told = self._tell_chunk(found, width)
@@ -401,7 +403,7 @@ def tell_pack(pack: PackFacts, domain: str, paint: Paint) -> list[Text]:
 def tell_letters(domain: DomainFacts, paint: Paint) -> str:
     """Return what the letters of a domain's bars mean."""
     if domain.by == "age":
-        return f"ages, new to old: {draw_packs.age_marks(paint)}"
+        return f"ages: {draw_packs.age_marks(paint)}"
     owners = (domain.owners or [])[: len(draw_packs.OWNER_LETTERS) - 1]
     names = [
         f"{draw_packs.tint(letter, colour, paint, ground=True)} {draw_packs.printable(owner.name, paint, 16)}"

@@ -1,0 +1,388 @@
+"""Views with keys: ``execmem top --tui`` and ``execmem directmap watch --tui``, driven as by a person."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import execmem
+from execmem import cli
+from execmem.directmap import source
+from execmem.directmap.live import Watch
+from execmem.directmap.record import Means
+from execmem.directmap.region import State
+from execmem.directmap.trace import Client, Event, Kind
+from execmem.draw import Paint
+from execmem.watch import Pages, Process
+
+pytest.importorskip("textual", reason="the extra execmem[tui] is not installed")
+
+from execmem.directmap_tui import WatchApp
+from execmem.top_tui import TopApp
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from textual.pilot import Pilot
+
+    from execmem.tui import LiveApp
+
+CELL = 64 << 10
+GOLDEN = Path(__file__).parent / "data" / "directmap_tui.txt"
+PLAIN = Paint(colour=False, unicode=True)
+EVIL = "[bold red]evil[/]\x1b[2J:\n\u202e"
+SHOWN = "[bold red]evil[/]\\x1b[2J:\\n\\u202e"
+
+
+def text(app: LiveApp) -> str:
+    return "\n".join(line.plain for line in app.shown)
+
+
+async def settle(pilot: Pilot[int], looks: int = 2) -> str:
+    """Wait until so many looks were taken that began after what was done; return what is shown then."""
+    app: LiveApp = pilot.app  # type: ignore[assignment]
+    wanted, end = app.looks + looks, time.monotonic() + 60
+    while app.looks < wanted and time.monotonic() < end:
+        await pilot.pause(0.01)
+    assert app.looks >= wanted
+    return text(app)
+
+
+def drive(app: LiveApp, act: Callable[[Pilot[int]], Awaitable[None]], size: tuple[int, int] = (80, 24)) -> None:
+    async def run() -> None:
+        async with app.run_test(size=size) as pilot:
+            await act(pilot)
+
+    asyncio.run(run())
+    assert app.failure is None
+
+
+def top(pid: int, domain: str | None) -> TopApp:
+    options = argparse.Namespace(every=0.01, domain=domain, sort="number")
+    return TopApp(Process(pid), Pages(pid), options, PLAIN)
+
+
+@pytest.fixture
+def striped() -> Iterator[execmem.Domain]:
+    """A domain with a pack of which every second 64 kB are free, and one nearly empty."""
+    with execmem.Domain("striped [b]") as domain:
+        cells = [domain.place(bytes(CELL), name=f"v8:[red]{number}[/]") for number in range(32 * 3)]
+        packs = [block.address >> 21 for block in cells]
+        full = next(pack for pack in packs if packs.count(pack) == 32)
+        kept = [block for block in cells if block.address >> 21 == full and block.address // CELL % 2 == 0]
+        for block in cells:
+            if block not in kept:
+                block.free()
+        kept.append(domain.place(b"\xc3", name=EVIL, kind="data"))
+        del cells, block
+        yield domain
+        kept.clear()
+
+
+async def find_stripes(pilot: Pilot[int]) -> str:
+    """Move the cursor to the pack with stripes."""
+    shown = await settle(pilot)
+    for _ in range(8):
+        marked = next(line for line in shown.splitlines() if "▶" in line)
+        if "50.0%" in marked:
+            return shown
+        await pilot.press("down")
+        await pilot.pause()
+        shown = text(pilot.app)  # type: ignore[arg-type]
+    pytest.fail(shown)
+
+
+# ---- top ----
+
+
+def test_keys_lead_from_packs_to_a_block_and_back(striped: execmem.Domain) -> None:
+    first = int(min(block["address"] for block in striped.blocks() if block["size"] == CELL))
+
+    async def act(pilot: Pilot[int]) -> None:
+        shown = await find_stripes(pilot)
+        assert "█·" * 16 in shown
+        assert "16 blocks, 50.0% of 2.0 MB in use" in shown
+        assert "per second, over 0." in shown
+        await pilot.press("enter")
+        shown = await settle(pilot)
+        assert f"0   +000000▶│{'█' * 32}│ 100.0%" in shown
+        await pilot.press("end")
+        await pilot.pause()
+        shown = text(app)
+        assert f"▶│{'·' * 32}│" in next(line for line in shown.splitlines() if line.startswith("31  +1f0000"))
+        await pilot.press("home", "enter")
+        shown = await settle(pilot)
+        assert shown.count("│" + "a" * 64 + "│") == 16
+        assert f"chunk 0 of the row, at {first:#x}: block a at {first:#x}" in shown
+        assert "65,536 bytes in 1,024 chunks, filled, " in shown
+        assert ", of v8\n  name v8:[red]" in shown
+        await pilot.press("down", "right")
+        await pilot.pause()
+        assert f"chunk 65 of the row, at {first + 65 * 64:#x}: block a at {first:#x}" in text(app)
+        await pilot.press("escape", "down", "enter")
+        assert "chunk 0 of the row, at " in await settle(pilot)
+        assert "free\n" in text(app)
+        await pilot.press("escape", "escape")
+        assert "█·" * 16 in await settle(pilot)
+
+    app = top(os.getpid(), striped.name)
+    drive(app, act)
+
+
+def test_next_block_goes_round(domain: execmem.Domain) -> None:
+    blocks = [domain.place(b"\xc3" * 64, name=name) for name in ("one", "two", "three")]
+
+    async def act(pilot: Pilot[int]) -> None:
+        await settle(pilot)
+        await pilot.press("enter", "enter")
+        await settle(pilot)
+        names = []
+        for _ in range(4):
+            await pilot.press("n")
+            await pilot.pause()
+            names.append(text(app).partition("  name ")[2].partition("\n")[0])
+        assert names == ["two", "three", "one", "two"]
+
+    app = top(os.getpid(), str(domain.number))
+    drive(app, act)
+    del blocks
+
+
+def test_names_are_text_and_no_markup(striped: execmem.Domain) -> None:
+    async def act(pilot: Pilot[int]) -> None:
+        await settle(pilot)
+        await pilot.press("b", "s")
+        shown = await settle(pilot)
+        assert "domain striped [b] (" in shown
+        assert "[bold red]evil" in shown
+        await pilot.press("home", "enter", "enter")
+        shown = await settle(pilot)
+        assert f"  name {SHOWN}" in shown
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+
+    drive(top(os.getpid(), striped.name), act)
+
+
+def test_letters_sorting_and_a_wider_screen(striped: execmem.Domain) -> None:
+    async def act(pilot: Pilot[int]) -> None:
+        await find_stripes(pilot)
+        await pilot.press("b")
+        shown = await settle(pilot)
+        assert "A " * 15 + "A" in shown
+        assert "A v8" in shown
+        await pilot.press("b", "s")
+        shown = await settle(pilot)
+        assert shown.index(" data") < shown.index("50.0%")
+        assert "s sort: fill  b by: age" in shown
+        await pilot.resize_terminal(120, 40)
+        shown = await settle(pilot)
+        assert "██··" * 16 in shown
+        assert len(shown.splitlines()) == 40
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert "Enter         look inside" in text(app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert "██··" * 16 in text(app)
+
+    app = top(os.getpid(), striped.name)
+    drive(app, act)
+
+
+def test_a_pause_stands_still_and_an_end_is_told() -> None:
+    source_text = "import execmem, sys; block = execmem.place(b'\\xc3', name='x'); print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", source_text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+        app = top(child.pid, None)
+
+        async def act(pilot: Pilot[int]) -> None:
+            await settle(pilot)
+            await pilot.press("p")
+            await pilot.pause()
+            assert "PAUSED: p goes on" in text(app)
+            await pilot.pause(0.05)
+            looks = app.looks
+            await pilot.pause(0.1)
+            assert app.looks == looks
+            await pilot.press("p")
+            await settle(pilot)
+            child.kill()
+            child.wait()
+            end = time.monotonic() + 60
+            while "ENDED: q quits" not in text(app) and time.monotonic() < end:
+                await pilot.pause(0.01)
+            assert "ENDED: q quits" in text(app)
+            assert "domain root" in text(app)
+            await pilot.press("q")
+
+        drive(app, act)
+        assert app.return_code == 0
+
+
+def test_a_pack_that_is_gone_leads_back(domain: execmem.Domain) -> None:
+    async def act(pilot: Pilot[int]) -> None:
+        await settle(pilot)
+        await pilot.press("down", "enter")
+        await settle(pilot)
+        app.chosen = (domain.number, 77)
+        app.ask()
+        end = time.monotonic() + 60
+        while "has no pack 77" not in text(app) and time.monotonic() < end:
+            await pilot.pause(0.01)
+        assert "has no pack 77" in text(app)
+        assert "up/down  Enter inside" in text(app)
+
+    block = domain.place(b"\xc3")
+    app = top(os.getpid(), str(domain.number))
+    drive(app, act)
+    del block
+
+
+# ---- directmap watch ----
+
+
+class Machine:
+    """What a machine says of its direct map, as a test wants it."""
+
+    def __init__(self) -> None:
+        self.now = 100 * 10**9
+        self.splits = 20
+        self.state = np.full(64 * 40, State.WHOLE, dtype=np.uint8)
+        self.state[:64] = State.GIGABYTE
+        self.state[70] = State.MIXED
+        self.events: list[Event] = []
+
+    def drain(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def watch(self) -> Watch:
+        means = Means(
+            counters={"splits": lambda: {"direct_map_level2_splits": self.splits, "directmap_4k": self.splits << 21}},
+            streams={"events": self.drain},
+            missing={"modules": "not available: /proc/modules [red]is\x1b[2J missing"},
+            states=lambda: self.state.copy(),
+        )
+        jit = source.Jit(limit=1 << 29, enabled=True, programs=1 << 27, packs=3 << 26)
+        return Watch(means, clock=lambda: self.now, read_jit=lambda: jit)
+
+
+def test_the_direct_map_is_walked_by_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "6.12.1")
+    monkeypatch.setattr("time.strftime", lambda _: "12:00:00")
+    machine = Machine()
+    app = WatchApp(machine.watch(), 0.01, PLAIN)
+
+    async def act(pilot: Pilot[int]) -> None:
+        await settle(pilot)
+        machine.now += 10**9
+        load = Event(Kind.LOAD, machine.now, 0xFFFFFFFFC0000000, 300, 1, Client.BPF, "pid 7 [b]tc[/]\x1b[2J", "cls")
+        machine.events = [load]
+        machine.splits += 1
+        machine.state[130] = State.HOLED
+        await settle(pilot, 4)
+        await pilot.press("down", "right", "right")
+        await pilot.pause()
+        shown = text(app)
+        if "EXECMEM_GOLDEN" in os.environ:
+            GOLDEN.write_text(shown + "\n", encoding="utf-8")
+        assert shown + "\n" == GOLDEN.read_text(encoding="utf-8")
+        await pilot.press("home", "right", "enter")
+        await pilot.pause()
+        assert "one region of 2 MB" not in text(app)
+        for _ in range(3):
+            await pilot.press("enter")
+        await pilot.pause()
+        assert "one region of 2 MB: 1 GB page" in text(app)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert "one region" not in text(app)
+        await pilot.press("pagedown", "q")
+
+    drive(app, act)
+    assert app.return_code == 0
+
+
+# ---- the terminal, and what is missing ----
+
+
+def test_without_textual_the_remedy_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual", None)
+    for command in (["top", "1", "--tui"], ["directmap", "watch", "--tui"]):
+        assert cli.main(command) == 1
+        err = capsys.readouterr().err
+        assert "textual, which is not installed; python -m pip install 'execmem[tui]'" in err
+        assert err.count("\n") == 1
+
+
+def test_without_a_terminal_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["top", "1", "--tui"], ["directmap", "watch", "--tui"]):
+        assert cli.main(command) == 1
+        assert "--tui needs a terminal" in capsys.readouterr().err
+    for command in (["top", "1", "--tui", "--json"], ["directmap", "watch", "--tui", "--count", "3"]):
+        assert cli.main(command) == 2
+        assert "--tui is for people" in capsys.readouterr().err
+
+
+FAILING = """
+import sys
+from execmem import cli, top_tui
+def fail(self): raise ZeroDivisionError("on purpose")
+if sys.argv.pop(1) == "fail": top_tui.TopApp.look = fail
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("term", 143), ("int", 130), ("ctrl-c", 130), ("q", 0), ("fail", 1)])
+def test_the_terminal_is_given_back(domain: execmem.Domain, how: str, code: int) -> None:
+    block = domain.place(b"\xc3")
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-c", FAILING, how, "top", str(os.getpid()), "--every", "0.05", "--tui"]
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as shown:
+        os.close(terminal)
+        out = read_until(main, b"\x1b[?1049h")
+        if how != "fail":
+            out += read_until(main, b"domain test")
+        if how in {"term", "int"}:
+            shown.send_signal(signal.SIGTERM if how == "term" else signal.SIGINT)
+        elif how != "fail":
+            os.write(main, b"\x03" if how == "ctrl-c" else b"q")
+        out += read_until(main, b"\x1b[?1049l")
+        while shown.poll() is None and select.select([main], [], [], 60)[0]:
+            try:
+                out += os.read(main, 65536)
+            except OSError:  # closed by its last user
+                break
+        assert shown.wait(60) == code
+    os.close(main)
+    after = out.partition(b"\x1b[?1049l")[2]
+    assert b"\x1b[?25h" in out
+    assert (b"ZeroDivisionError: on purpose" in after) is (how == "fail")
+    assert (b"Traceback" in out) is (how == "fail")
+    del block
+
+
+def read_until(descriptor: int, mark: bytes) -> bytes:
+    """Return what a terminal showed up to a mark; it must come within a minute."""
+    shown, end = b"", time.monotonic() + 60
+    while mark not in shown:
+        assert select.select([descriptor], [], [], max(end - time.monotonic(), 0))[0], shown
+        shown += os.read(descriptor, 65536)
+    return shown
