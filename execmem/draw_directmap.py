@@ -204,13 +204,12 @@ def draw_counters(counters: Mapping[str, Counter], room: int) -> list[str]:
 
 def tell_event(seconds: float, event: Event, width: int) -> str:
     """Return one line of the ledger: when, what, where, and who is suspected of it or did it."""
-    kind = KINDS.get(event.kind, str(event.kind))
+    kind = KINDS[event.kind]
     if event.kind in {Kind.SPLIT, Kind.JOIN}:
         what = f"{event.id:,} x {tell_bytes(event.size)}" + (f" at {event.at:#x}" if event.at else "")
         who = f"{event.owner or 'unattributed'}: {event.name}" if event.kind == Kind.SPLIT else event.name
     else:
-        client = event.client.name.lower() if isinstance(event.client, Client) else str(event.client)
-        what = f"{event.name} ({client}, {tell_bytes(event.size)})"
+        what = f"{event.name} ({Client(event.client).name.lower()}, {tell_bytes(event.size)})"
         who = event.owner or "by whom is not known"
     return cut(f"{seconds:>9.1f} s  {kind:<6} {what}  {who}", width)
 
@@ -263,7 +262,7 @@ def frame_as_dict(frame: Frame) -> dict[str, object]:
             {
                 "seconds": round(seconds, 6),
                 "kind": event.kind.name.lower(),
-                "client": event.client.name.lower() if isinstance(event.client, Client) else None,
+                "client": None if event.kind in {Kind.SPLIT, Kind.JOIN} else Client(event.client).name.lower(),
                 "address": event.at,
                 "size": event.size,
                 "count": event.id if event.kind in {Kind.SPLIT, Kind.JOIN} else 1,

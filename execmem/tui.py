@@ -158,7 +158,7 @@ class LiveApp(App[int]):
         self.shown = lines[:height]
         for line in self.shown:
             line.truncate(width)
-        self.query_one("#picture", Static).update(Text("\n", end="").join(self.shown))
+        self.query_one("#picture", Static).update(Text("\n", end="").join(self.shown), layout=False)
 
     def on_resize(self) -> None:
         """Draw for the new size, and look for what it needs."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import select
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,3 +174,12 @@ def run_child() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+def read_until(descriptor: int, mark: bytes) -> bytes:
+    """Return what a terminal showed up to a mark; it must come within a minute."""
+    shown, end = b"", time.monotonic() + 60
+    while mark not in shown:
+        assert select.select([descriptor], [], [], max(end - time.monotonic(), 0))[0], shown
+        shown += os.read(descriptor, 65536)
+    return shown

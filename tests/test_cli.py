@@ -16,6 +16,7 @@ import pytest
 
 import execmem
 from execmem import cli, doctor
+from execmem.directmap import perf, region, source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -240,6 +241,97 @@ def test_what_the_system_does_not_tell_is_not_available(monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "HUGE_SETTINGS", tmp_path)
     (tmp_path / "enabled").write_text("always [madvise] never\n", encoding="ascii")
     assert [finding.text for finding in doctor.find_settings()] == ["madvise", "not available"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_doctor_tells_what_the_commands_need(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, findings = examine(capsys)
+    assert code == 0
+    for one in (*source.SOURCES, region.SOURCE, perf.SOURCE):
+        finding = findings[one.name]
+        assert finding["section"] == "sources"
+        assert finding["text"].startswith(one.tells)
+        assert finding["good"] is (finding["text"] == one.tells)
+    sections = {finding["section"] for finding in findings.values()}
+    assert sections == {"", *doctor.SECTIONS}
+    assert findings["kernels"]["section"] == findings["QEMU"]["section"] == "lab"
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert max(map(len, out.splitlines())) == columns
+    for title in doctor.SECTIONS.values():
+        assert f"\n{title}\n" in out
+
+
+def test_doctor_tells_what_a_source_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise source.NotAvailable(why="it is not for \x1b[2Jthis user", remedy="run as root")
+
+    one = source.Source("jit", "limit of BPF's code", "root", "1 ms", refuse)
+    monkeypatch.setattr(source, "SOURCES", (one,))
+    found = doctor.find_sources()[0]
+    assert (found.good, found.text) == (
+        False,
+        "limit of BPF's code: it is not for \\x1b[2Jthis user; run as root",
+    )
+
+
+@pytest.mark.parametrize(
+    ("effective", "mounts", "scope", "words"),
+    [
+        (
+            0,
+            "proc /proc proc rw 0 0",
+            None,
+            ["that are dumpable; of others too as root", "for root, or with", "no Yama"],
+        ),
+        (1 << 19 | 1 << 40, "proc /proc proc rw 0 0", "1", ["of all users", "their ledgers", "1; it guards attaching"]),
+        (0, "proc /proc proc rw,hidepid=2,gid=7 0 0", "3", ["dumpable", "CAP_CHECKPOINT_RESTORE", "3;", "hidepid=2"]),
+    ],
+)
+def test_doctor_tells_whom_one_may_watch(
+    effective: int, mounts: str, scope: str | None, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text(f"Name:\tx\nCapEff:\t{effective:016x}\n", encoding="ascii")
+    (tmp_path / "self/mounts").write_text(f"{mounts}\n", encoding="ascii")
+    if scope:
+        (tmp_path / "sys/kernel/yama").mkdir(parents=True)
+        (tmp_path / "sys/kernel/yama/ptrace_scope").write_text(f"{scope}\n", encoding="ascii")
+    found = doctor.find_watching(tmp_path)
+    assert len(found) == len(words)
+    assert all(word in finding.text for finding, word in zip(found, words, strict=True))
+    assert found[1].good is bool(effective)
+
+
+def test_doctor_tells_that_there_is_no_way_to_others(tmp_path: Path) -> None:
+    (found,) = doctor.find_watching(tmp_path)
+    assert (found.good, "there is no /proc" in found.text) == (False, True)
+
+
+def test_doctor_tells_how_extras_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in doctor.EXTRAS:
+        monkeypatch.setitem(sys.modules, name, None)
+    found = {finding.topic: finding for finding in doctor.find_extras()}
+    assert set(found) == {"textual", "resvg", "pyarrow", "shtab"}
+    assert not any(finding.good for finding in found.values())
+    assert found["resvg"].text == "pictures as PNG: not installed; python -m pip install 'execmem[png]'"
+    declared = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(f"\n{extra} = [" in declared for extra, _ in doctor.EXTRAS.values())
+
+
+def test_doctor_tells_what_the_lab_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("EXECMEM_LAB_CACHE", str(tmp_path))
+    qemu, _, kernels = doctor.find_lab()
+    assert (qemu.good, "qemu-system-x86_64 is missing; install" in qemu.text) == (False, True)
+    assert (kernels.good, kernels.text) == (False, "none here yet: execmem lab fetch all")
+    (tmp_path / "kernels/x").mkdir(parents=True)
+    (tmp_path / "kernels/x/kernel.json").write_text("{", encoding="ascii")
+    *_, kernels = doctor.find_lab()
+    assert (kernels.good, "is not what the lab wrote" in kernels.text) == (False, True)
 
 
 def test_a_forced_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,14 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import read_until
 
 import execmem
 from execmem import cli, draw_packs, picture
@@ -479,15 +478,6 @@ def test_top_leaves_the_terminal_as_it_was(watched: subprocess.Popen[bytes], num
     assert b"domain watched" in shown
     assert shown.rstrip(b"^C").endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
     assert b"Traceback" not in shown
-
-
-def read_until(descriptor: int, mark: bytes) -> bytes:
-    """Return what a terminal showed up to a mark; it must come within a minute."""
-    shown, end = b"", time.monotonic() + 60
-    while mark not in shown:
-        assert select.select([descriptor], [], [], end - time.monotonic())[0], shown
-        shown += os.read(descriptor, 65536)
-    return shown
 
 
 # ---- pictures ----
