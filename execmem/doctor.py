@@ -198,7 +198,7 @@ def find_lab() -> list[Finding]:
     slow = "/dev/kvm can be used" if kvm else f"{missing}: kernels are emulated, which takes some ten times as long"
     try:
         names = [clean(kernel.release) for kernel in kernels.cached()]
-    except LabError as error:
+    except (LabError, OSError, RuntimeError) as error:  # the last: this user has no home
         told = Finding("kernels", clean(str(error)), good=False)
     else:
         told = Finding("kernels", ", ".join(names) or "none here yet: execmem lab fetch all", bool(names))

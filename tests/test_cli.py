@@ -334,6 +334,27 @@ def test_doctor_tells_what_the_lab_lacks(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (kernels.good, "is not what the lab wrote" in kernels.text) == (False, True)
 
 
+@pytest.mark.unsanitized
+def test_doctor_runs_for_nobody(run_child: Callable[..., str]) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become nobody")
+    source_text = """
+        import contextlib, io, os
+        from execmem import cli
+        with contextlib.redirect_stdout(io.StringIO()):  # what is imported late is not nobody's to read
+            cli.main(["doctor"])
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+        cli.main(["doctor", "--json"])
+    """
+    report = json.loads(run_child(source_text))
+    found = {finding["topic"]: finding for finding in report["findings"]}
+    assert report["usable"]
+    assert found["directmap"]["good"] is not None
+    for name in ("vmallocinfo", "programs", "jit", "regions"):
+        assert (found[name]["good"], "run as root" in found[name]["text"]) == (False, True)
+    assert found["processes"]["text"].startswith("of user 65534 that are dumpable")
+
+
 def test_a_forced_mode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXECMEM_WRITE_MODE", "syscall")
     assert any("EXECMEM_WRITE_MODE=syscall" in finding.text for finding in doctor.examine(execmem.probe()))
