@@ -172,7 +172,7 @@ class WatchApp(LiveApp):
             begin = 0
             while begin < len(letters):
                 end = begin + len(letters[begin:]) - len(letters[begin:].lstrip(letters[begin]))
-                line.append(letters[begin:end], STYLES[letters[begin]])
+                line.append(letters[begin:end], STYLES[letters[begin]] if self.paint.colour else "")
                 begin = end
             if self.cell // CELLS == number:
                 at = OFFSET + self.cell % CELLS

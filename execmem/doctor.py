@@ -134,7 +134,7 @@ def find_settings() -> list[Finding]:
 
 
 def find_sources() -> list[Finding]:
-    """Read every source of the direct map once: 0.1 s, most of it to walk page tables."""
+    """Read every source of the direct map once: 0.1 s, most of it to load a program for a moment and walk page tables."""
     findings = []
     for one in (*source.SOURCES, region.SOURCE, perf.SOURCE):
         why = one.missing()
@@ -195,7 +195,7 @@ def find_lab() -> list[Finding]:
         qemu = Finding("QEMU", str(error), good=False)
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
     missing = "/dev/kvm may not be used" if Path("/dev/kvm").exists() else "there is no /dev/kvm"
-    slow = "/dev/kvm can be used" if kvm else f"{missing}: kernels are emulated, which takes some ten times as long"
+    slow = "/dev/kvm can be used" if kvm else f"{missing}: kernels are emulated, a boot takes 7 to 15 s"
     try:
         names = [clean(kernel.release) for kernel in kernels.cached()]
     except (LabError, OSError, RuntimeError) as error:  # the last: this user has no home

@@ -116,6 +116,7 @@ class TopApp(LiveApp):
         self.chosen: tuple[int, int] | None = None  # domain and pack
         self.row = self.chunk = self.offset = 0
         self.note = ""
+        self.listed: list[tuple[int, int]] = []  # domain and number of the packs of the list, in its order
         self.found: Found | None = None
 
     # ---- looking, in a thread ----
@@ -172,31 +173,27 @@ class TopApp(LiveApp):
             self.ask()
             return
         self.found = found
-        if self.chosen is None and self.packs():
-            self.chosen = self.packs()[0]
+        if found.want.level == PACKS:
+            place = self._place()
+            self.listed = [(domain.number, pack.number) for domain in found.domains for pack in domain.packs]
+            if self.chosen not in self.listed:  # the first time, and when the pack was returned
+                self.chosen = self.listed[min(place, len(self.listed) - 1)] if self.listed else None
 
     # ---- the cursor ----
-
-    def packs(self) -> list[tuple[int, int]]:
-        """Return domain and number of the packs that are listed, in their order."""
-        if self.found is None:
-            return []
-        return [(domain.number, pack.number) for domain in self.found.domains for pack in domain.packs]
 
     def _place(self) -> int:
         """Return where the cursor is in the list of packs."""
         with contextlib.suppress(ValueError):
             if self.chosen:
-                return self.packs().index(self.chosen)
+                return self.listed.index(self.chosen)
         return 0
 
     def action_step(self, key: str) -> None:
         """Move the cursor."""
         self.note = ""
         if self.level == PACKS:
-            packs = self.packs()
-            if packs:
-                self.chosen = packs[move(self._place(), key, len(packs))]
+            if self.listed:
+                self.chosen = self.listed[move(self._place(), key, len(self.listed))]
         elif self.level == INSIDE:
             self.row = move(self.row, key, ROWS)
         else:
@@ -209,9 +206,7 @@ class TopApp(LiveApp):
         """Look inside the pack or the row under the cursor."""
         if self.chosen is None or self.level == CHUNKS or self.over:
             return
-        if self.level == PACKS and self.chosen not in self.packs():
-            self.chosen = next(iter(self.packs()), None)
-        self.level += self.chosen is not None
+        self.level += 1
         self.row, self.chunk = (0, 0) if self.level == INSIDE else (self.row, 0)
         self.ask()
 
@@ -283,7 +278,7 @@ class TopApp(LiveApp):
         below = self._tell_pack(found, width)
         room -= len(below)
         # At the first pack the lines over it are shown too: they tell of the domain.
-        first = 0 if self.chosen == next(iter(self.packs()), None) else first
+        first = 0 if self.chosen in self.listed[:1] else first
         self.offset = window(self.offset, first, last, len(lines), room)
         body = lines[self.offset : self.offset + room]
         return [*body, *[Text()] * (room - len(body)), *below]

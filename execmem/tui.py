@@ -34,8 +34,7 @@ INTERRUPTED: Final = 130
 
 def draw_text(line: str) -> Text:
     """Return a line of ``draw*`` with its colours; whoever made it has taken escapes out of names."""
-    text = Text.from_ansi(line, no_wrap=True, overflow="crop")
-    return text if text.plain == "" or "\n" not in text.plain else Text(text.plain.replace("\n", " "))
+    return Text.from_ansi(line, no_wrap=True, overflow="crop")
 
 
 def draw_texts(lines: Iterable[str]) -> list[Text]:
