@@ -134,7 +134,7 @@ def find_settings() -> list[Finding]:
 
 
 def find_sources() -> list[Finding]:
-    """Read every source of the direct map once: 0.1 s, most of it to load a program for a moment and walk page tables."""
+    """Read every source of the direct map once: 0.1 s. For root that loads a program, to walk page tables."""
     findings = []
     for one in (*source.SOURCES, region.SOURCE, perf.SOURCE):
         why = one.missing()
