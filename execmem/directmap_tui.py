@@ -17,6 +17,7 @@ from execmem.draw_directmap import (
     CELLS,
     LETTERS,
     OFFSET,
+    ROOMY,
     ROWS_MAX,
     Atlas,
     cut,
@@ -25,6 +26,7 @@ from execmem.draw_directmap import (
     draw_jit,
     tell_legend,
     tell_sums,
+    tell_walked,
 )
 from execmem.draw_svg import LOOKS
 from execmem.screen import share_out
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 
 EVERY_MAX: Final = 1.0  # seconds: the kernel keeps events for a while only
 COUNTERS_MAX: Final = 9
-ROOMY: Final = 32  # lines, from which on all words are said
 LEGEND: Final = 2  # lines
 KEYS: Final = "arrows move  Enter zoom in  Esc out  PgUp/PgDn ledger  p pause  ? help  q quit"
 STYLES: Final = {
@@ -143,7 +144,7 @@ class WatchApp(LiveApp):
         title.append(f"  {time.strftime('%H:%M:%S')}{paused}", "reverse bold" if self.paused else "")
         rule = draw_text(paint.rule(wide))
         jit = draw_jit(frame.jit, frame.missing.get("jit", ""), paint, wide)
-        head = [title, *draw_texts(jit if height >= ROOMY else jit[:1]), rule]
+        head = [title, *draw_texts(jit if height >= ROOMY or frame.jit is None else jit[:1]), rule]
         told = [f"{name}: {clean(why)}" for name, why in frame.missing.items() if name != "jit"]
         cell = 0 if frame.state is None else 2 + LEGEND
         events = max(len(frame.events) - self.older, 1)
@@ -151,7 +152,7 @@ class WatchApp(LiveApp):
         rooms = share_out(max(height - len(head) - cell - 4, 4), wanted)
         lines = [*head, *draw_texts(draw_counters(frame.counters, rooms[0])), rule]
         if frame.state is not None:
-            lines += [*self._draw_atlas(frame.state, rooms[1]), *self._tell_cell(frame.state, wide)]
+            lines += [*self._draw_atlas(frame.state, rooms[1]), *self._tell_cell(frame, frame.state, wide)]
         ledger = f"since the start: {tell_sums(frame)}" + (f"; {self.older} later ones above" if self.older else "")
         lines += [Text(ledger, style="bold")]
         shown = frame.events[: len(frame.events) - self.older]
@@ -182,7 +183,7 @@ class WatchApp(LiveApp):
             lines.append(line)
         return lines
 
-    def _tell_cell(self, state: npt.NDArray[np.uint8], wide: int) -> list[Text]:
+    def _tell_cell(self, frame: Frame, state: npt.NDArray[np.uint8], wide: int) -> list[Text]:
         """Return where the cell under the cursor is, and of what state its regions are; and the legend."""
         if self._atlas is None:
             return []
@@ -197,7 +198,7 @@ class WatchApp(LiveApp):
             told = f"one region of 2 MB: {next(words for count, _, words in counts if count)}"
         legend = tell_legend(state, self._atlas.each).partition(": ")[2]
         return [
-            Text(cut(f"cell {where}", wide), style="bold"),
+            Text(cut(f"cell {where}{tell_walked(frame)}", wide), style="bold"),
             Text(cut(told, wide)),
             *(Text(line, style="dim") for line in textwrap.wrap(legend, wide, max_lines=LEGEND, placeholder=" ..")),
         ]

@@ -37,6 +37,7 @@ LETTERS: Final = {  # the worst state of its regions is what a cell shows, the l
 SPLIT_LETTERS: Final = "".join(LETTERS[state][0] for state in region.SPLIT)
 OFFSET: Final = 11  # columns before the cells of a line
 BAR: Final = 20
+ROOMY: Final = 32  # lines, from which on all words of the limit are said
 
 # ---- values ----
 
@@ -112,8 +113,8 @@ def tell_legend(state: npt.NDArray[np.uint8], each: int) -> str:
     return f"a letter is {each * 2} MB, the worst of it: {legend}"
 
 
-def draw_atlas(state: npt.NDArray[np.uint8], paint: Paint, rows: int = ROWS_MAX) -> list[str]:
-    """Return lines of 64 cells, each for as many regions as are needed to make it so many lines, and a legend."""
+def draw_atlas(state: npt.NDArray[np.uint8], paint: Paint, rows: int = ROWS_MAX, note: str = "") -> list[str]:
+    """Return lines of 64 cells, each for as many regions as make it so many lines, a legend and a note."""
     atlas = Atlas.of(state, rows)
     lines = []
     for start, text in atlas.lines():
@@ -123,7 +124,7 @@ def draw_atlas(state: npt.NDArray[np.uint8], paint: Paint, rows: int = ROWS_MAX)
             paint.bad(part[0]) + part[1:] if number else part for number, part in enumerate(text.split("\0"))
         )
         lines.append(f"{start}  {cells}")
-    return [*lines, *textwrap.wrap(tell_legend(state, atlas.each), text_width())]
+    return [*lines, *textwrap.wrap(tell_legend(state, atlas.each) + note, text_width())]
 
 
 # ---- free memory, and the limit ----
@@ -191,9 +192,9 @@ SUMS: Final = {"splits": "split", "joins": "joined", "loads": "came", "unloads":
 
 
 def draw_counters(counters: Mapping[str, Counter], room: int) -> list[str]:
-    """Return counters with change and rate: all that fit, those first that changed."""
-    changed = [name for name, counter in counters.items() if counter.change]
-    ordered = sorted(counters, key=lambda name: name not in changed)[: max(room - 1, 0)]
+    """Return counters with change and rate: all that fit, those first that changed, then those of splits."""
+    ordered = sorted(counters, key=lambda name: (not counters[name].change, not name.endswith("_splits")))
+    ordered = ordered[: max(room - 1, 0)]
     lines = [columns(["counter", "now", "since start", "per second"], COUNTERS)]
     for name in (name for name in counters if name in ordered):
         one = counters[name]
@@ -225,6 +226,12 @@ def draw_events(events: Sequence[tuple[float, Event]], room: int, width: int, pa
     return lines
 
 
+def tell_walked(frame: Frame) -> str:
+    """Return how old the atlas is, where that is worth a word: page tables are read again when it may cost so much."""
+    age = frame.seconds - frame.walked
+    return f"; read {age:.1f} s ago" if age >= 1 else ""
+
+
 def tell_sums(frame: Frame) -> str:
     """Return what happened since the start, in a line."""
     return ", ".join(f"{frame.sums[name]:,} {word}" for name, word in SUMS.items())
@@ -233,6 +240,7 @@ def tell_sums(frame: Frame) -> str:
 def draw_frame(frame: Frame, heading: str, paint: Paint, width: int, height: int) -> list[str]:
     """Return a whole picture in so many lines, if that is enough for one line of each part."""
     jit = draw_jit(frame.jit, frame.missing.get("jit", ""), paint, width)
+    jit = jit if height >= ROOMY or frame.jit is None else jit[:1]
     head = [paint.head(cut(heading, width)), paint.rule(width), *jit]
     ledger = f"since the start: {tell_sums(frame)}"
     missing = [line for name, why in frame.missing.items() if name != "jit" for line in wrap(name, clean(why), width)]
@@ -242,7 +250,7 @@ def draw_frame(frame: Frame, heading: str, paint: Paint, width: int, height: int
     rooms = share_out(max(height - fixed - legend, 4), wanted)
     lines = [*head, paint.rule(width), *draw_counters(frame.counters, rooms[0]), paint.rule(width)]
     if frame.state is not None:
-        lines += [*draw_atlas(frame.state, paint, rooms[1]), paint.rule(width)]
+        lines += [*draw_atlas(frame.state, paint, rooms[1], tell_walked(frame)), paint.rule(width)]
     lines += [ledger, *draw_events(frame.events, rooms[2], width, paint)]
     return lines + [paint.dim(line) for line in missing[: rooms[3]]]
 

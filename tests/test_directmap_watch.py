@@ -126,9 +126,21 @@ def test_what_is_dear_is_read_again_when_its_allowance_permits(monkeypatch: pyte
         machine.now += S
     assert walks[0] == 1
     assert walks[-1] < 5
+    frame = watch.look()
+    assert f"; read {frame.seconds - frame.walked:.1f} s ago" in " ".join(
+        draw_directmap.draw_frame(frame, "title", PLAIN, 120, 40)
+    )
     machine.split()
-    watch.look()
+    assert draw_directmap.tell_walked(watch.look()) == ""
     assert machine.walks == walks[-1] + 1
+
+
+def test_of_many_counters_those_that_changed_and_those_of_splits_are_shown_first() -> None:
+    names = ("directmap_4k", "free_2m", "direct_map_level2_splits", "classic_bytes")
+    counters = {name: live.Counter(4096, 2 * (name == "free_2m"), 0.25) for name in names}
+    lines = draw_directmap.draw_counters(counters, 3)
+    assert [line.split()[0] for line in lines] == ["counter", "free_2m", "direct_map_level2_splits"]
+    assert lines[1].split()[1:] == ["4,096", "+2", "+0.25/s"]
 
 
 def test_what_cannot_be_read_is_told_and_not_asked_again() -> None:
