@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from execmem import draw_directmap, draw_svg
+from execmem import directmap_cli, draw_directmap, draw_svg
 from execmem.directmap import history, region
 from execmem.directmap.region import State
 from execmem.directmap.trace import EVENT, Client, Event, Kind, Lexicon, TraceError
