@@ -2,8 +2,8 @@
 
     look (thread) --what was found--> take --> draw --> lines on the screen      every so often, or after a key
 
-A line is rich ``Text``, never markup: names come from other processes. Colours repeat letters; NO_COLOR is obeyed by
-textual, which leaves what is reversed. The terminal is given back by q, Ctrl-C, SIGTERM and errors alike.
+A line is rich ``Text``, never markup: names come from other processes. Colours repeat letters; NO_COLOR leaves
+greys, and what is reversed. The terminal is given back by q, Ctrl-C, SIGTERM and errors alike.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class LiveApp(App[int]):
 
 def show(app: LiveApp) -> int:
     """Run a view until somebody leaves it; what went wrong is raised when the terminal is whole again."""
-    app.run()
+    app.run(mouse=False)  # the terminal keeps its own ways to select and copy
     if app.failure is not None:
         raise app.failure
     return app.return_code or 0
