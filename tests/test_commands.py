@@ -99,6 +99,17 @@ MATRIX: Final = {
         },
     ),
     "doctor": Row("", r"default +yes write mode \w+", "execmem.doctor.examine", schema="doctor"),
+    "bench": Row(
+        "--live 100 --mode syscall --peers --runs 1 --rounds 1 --round-ms 1 --budget 0.01 --code shipped --quiet",
+        "100 live blocks +1 x 1 rounds",
+        "execmem.bench_cli.choose_peers",
+        schema="bench",
+        failures={
+            "foreign": Failure("--against a.trace", "a.trace is not a whole JSON file"),
+            "truncated": Failure("--against cut.jsonl", "cut.jsonl is not a whole JSON file"),
+            "permission": Failure("--against secret", "secret cannot be read: Permission denied"),
+        },
+    ),
     "soak": Row(
         "--minutes 0.003 --threads 2 --quiet",
         "ok  every result was right",
@@ -135,6 +146,27 @@ MATRIX: Final = {
             "process": "test_map_cli.py::test_a_process_that_is_not_there",
             "somebody else": "test_map_cli.py::test_a_process_of_somebody_else",
         },
+    ),
+    "export": Row(
+        "{pid} --machine",
+        "execmem_build_info",
+        "execmem.export.measure_machine",
+        schema="export",
+        draws=False,
+        wraps=False,
+        failures={
+            "process": Failure("2147483647", "there is no process 2147483647"),
+            "somebody else": "test_map_cli.py::test_a_process_of_somebody_else",
+            "permission": Failure("--out locked/x", "Permission denied"),
+        },
+    ),
+    "directmap watch": Row(
+        "--count 2 --every 0.01",
+        "direct map of Linux",
+        "execmem.directmap_watch.wait",
+        schema="directmap-watch",
+        lines=True,
+        failures={"permission": "test_directmap_cli.py::test_what_is_not_available_is_said_and_is_no_failure"},
     ),
     "directmap show": Row(
         "",
