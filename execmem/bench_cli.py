@@ -70,18 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem bench``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
+        f"peers: {', '.join(peer.name for peer in PEERS if peer.mode is None)}\n"
         "examples:\n"
         "  execmem bench --quick                         a few seconds\n"
         "  execmem bench --json > before.json            half a minute\n"
         "  execmem bench --against before.json           the same again, and what differs\n"
         "  execmem bench --live 10,000 --mode alias --peers floor glibc\n"
-        f"peers: {', '.join(peer.name for peer in PEERS if peer.mode is None)}\n"
-        "exit code: 0 measured; 1 nothing could be measured, or not what was named, or a block lost its bytes;\n"
-        "2 wrong usage; 130 Ctrl-C"
+        "exit code: 0 measured; 1 nothing could be measured, or not what was named, or a\n"
+        "block lost its bytes; 2 wrong usage; 130 Ctrl-C"
     )
     parser.add_argument("--quick", action="store_true", help="1,000 and 10,000 blocks, few and short rounds")
     parser.add_argument("--live", type=to_live, nargs="+", metavar="N", help="live blocks (1,000 10,000 100,000)")
-    parser.add_argument("--mode", choices=MODES, nargs="+", help="write modes (all that work here)")
+    modes = f"{', '.join(MODES)} (all that work here)"
+    parser.add_argument("--mode", choices=MODES, nargs="+", metavar="MODE", help=modes)
     parser.add_argument("--peers", nargs="*", metavar="PEER", help="others to measure (all that are found here)")
     parser.add_argument("--base", metavar="PEER", help="what ratios are to (the first write mode measured)")
     parser.add_argument(

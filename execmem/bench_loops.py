@@ -204,10 +204,6 @@ PEERS: Final = (
         *("mimalloc", "mimalloc 2, not executable, no traps: a bound", MALLOC),
         library=("libmimalloc.so.2", "mi_malloc", "mi_free"),
     ),
-    Peer(
-        *("jemalloc", "jemalloc, not executable, no traps: a bound", MALLOC),
-        library=("libjemalloc.so.2", "malloc", "free"),
-    ),
 )
 
 

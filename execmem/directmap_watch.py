@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser, seconds: Callable[[str], floa
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n"
-        "  execmem directmap watch                     until Ctrl-C\n"
+        "  execmem directmap watch             until Ctrl-C\n"
         "  execmem directmap watch --every 5 --count 3 --json\n"
-        "  execmem directmap watch --tui               move through the atlas, scroll the ledger\n"
+        "  execmem directmap watch --tui       move through the atlas, scroll the ledger\n"
         "exit code: 0 shown, 1 cannot be shown, 2 wrong usage, 130 Ctrl-C"
     )
     parser.add_argument("--every", type=seconds, default=1.0, metavar="S", help="seconds between pictures (1)")

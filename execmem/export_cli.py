@@ -91,12 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n"
-        "  execmem export                       the machine: direct map, splits, code of the kernel\n"
-        "  execmem export 4711                  the domains of a process\n"
+        "  execmem export               the machine: direct map, splits, kernel code\n"
+        "  execmem export 4711          the domains of a process\n"
         "  execmem export --all --machine --listen 9123\n"
-        "  execmem export --all --machine --every 15 --out /var/lib/node_exporter/execmem.prom\n"
+        "  execmem export --all --machine --every 15 --out /run/metrics/execmem.prom\n"
         "  execmem export --dashboard > execmem.json     for Grafana\n"
-        "exit code: 0 told, or ended by Ctrl-C or SIGTERM; 1 cannot be (stderr tells why); 2 wrong usage"
+        "exit code: 0 told, or serving or writing again was ended by Ctrl-C or SIGTERM;\n"
+        "1 cannot be (stderr tells why); 2 wrong usage"
     )
     parser.add_argument("pids", nargs="*", type=to_pid, metavar="PID", help="processes whose domains are told")
     parser.add_argument("--all", action="store_true", help="every process that may be looked at and has a domain")

@@ -102,8 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem map 4711 --pack 3 --row 7    down to chunks and blocks\n"
         "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
         "  execmem map 4711 --by owner --svg packs.svg --html packs.html\n"
-        "  execmem top 4711 --limit 0 --json > it.jsonl\n"
-        "  execmem map --history it.jsonl --svg it.svg\n"
+        "  execmem map --history it.jsonl --svg it.svg     what top --json printed\n"
         "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage,\n"
         "130 Ctrl-C"
     )

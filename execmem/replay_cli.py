@@ -86,8 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``execmem replay``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        f"Made-up workloads: {', '.join(MADE)}; or a text such as 'scn=ramp n=4000 frag=32'.\n"
-        f"Policies: {'; '.join(POLICIES)}.\n\n"
+        f"made-up workloads: {', '.join(MADE)};\n"
+        "  or a text such as 'scn=ramp n=4000 frag=32'\n"
+        + textwrap.fill(f"policies: {'; '.join(POLICIES)}", 79, subsequent_indent="  ")
+        + "\n\n"
         "examples:\n"
         "  execmem replay my.trace        what directmap record wrote, under every policy\n"
         "  execmem replay cilium --memory 8G --html whatif.html\n"

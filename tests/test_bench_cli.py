@@ -21,6 +21,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from conftest import MODES
 
 import execmem
 from execmem import bench_cli, bench_crew, bench_loops, cli, demo_code
@@ -123,7 +124,7 @@ def expected(script: bench_loops.Script, cycles: int) -> list[tuple[int, int]]:
     return blocks
 
 
-@pytest.mark.parametrize("name", [peer.name for peer in PEERS if peer.holds])
+@pytest.mark.parametrize("name", [peer.name for peer in PEERS if peer.holds and peer.mode in {None, *MODES}])
 def test_blocks_hold_their_bytes_after_cycles(name: str, script: bench_loops.Script) -> None:
     it = open_peer(name, script)
     assert it.grow().steps == PLACED_FIRST - 10
