@@ -180,6 +180,8 @@ def read_until(descriptor: int, mark: bytes) -> bytes:
     """Return what a terminal showed up to a mark; it must come within a minute."""
     shown, end = b"", time.monotonic() + 60
     while mark not in shown:
-        assert select.select([descriptor], [], [], max(end - time.monotonic(), 0))[0], shown
+        left = end - time.monotonic()
+        assert left > 0, shown
+        assert select.select([descriptor], [], [], left)[0], shown
         shown += os.read(descriptor, 65536)
     return shown

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import numpy as np
@@ -27,6 +27,9 @@ import execmem
 from execmem import bench_cli, bench_crew, bench_loops, cli, demo_code
 from execmem.bench_loops import PEERS, PeerError, Population, write_script
 from execmem.draw import Paint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ARCH = platform.machine()
 pytestmark = pytest.mark.skipif(ARCH not in bench_loops.MACHINES, reason="there are no loops for this CPU")
@@ -105,6 +108,18 @@ def test_a_source_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def script() -> bench_loops.Script:
     return write_script(PLACED_FIRST, 1_000, 3)
+
+
+@pytest.fixture(autouse=True)
+def no_twins_left() -> Iterator[None]:
+    """Unmap what peers leave to the end of their processes: code that is mapped twice, which other tests look for."""
+    yield
+    unmap = ctypes.CDLL(None).munmap
+    unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        if "/memfd:bench " in line:
+            start, end = (int(edge, 16) for edge in line.split()[0].split("-"))
+            assert unmap(start, end - start) == 0
 
 
 def open_peer(name: str, script: bench_loops.Script) -> Population:

@@ -369,22 +369,26 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_the_terminal_is_given_back(domain: execmem.Domain, how: str, code: int) -> None:
     block = domain.place(b"\xc3")
     main, terminal = pty.openpty()
-    command = [sys.executable, "-c", FAILING, how, "top", str(os.getpid()), "--every", "0.05", "--tui"]
+    view = ["top", str(os.getpid()), "--domain", str(domain.number), "--every", "0.05", "--tui"]
+    command = [sys.executable, "-c", FAILING, how, *view]
     environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as shown:
         os.close(terminal)
-        out = read_until(main, b"\x1b[?1049h")
-        if how != "fail":
-            out += read_until(main, b"domain test")
-        if how in {"term", "int"}:
-            shown.send_signal(signal.SIGTERM if how == "term" else signal.SIGINT)
-        elif how != "fail":
-            os.write(main, b"\x03")
-        out += read_until(main, b"\x1b[?1049l")
-        with contextlib.suppress(OSError):  # the terminal's last user closed it
-            while select.select([main], [], [], 60)[0]:
-                out += os.read(main, 65536)
-        assert shown.wait(60) == code
+        try:
+            out = read_until(main, b"\x1b[?1049h")
+            if how != "fail":
+                out += read_until(main, b"domain test")
+            if how in {"term", "int"}:
+                shown.send_signal(signal.SIGTERM if how == "term" else signal.SIGINT)
+            elif how != "fail":
+                os.write(main, b"\x03")
+            out += read_until(main, b"\x1b[?1049l")
+            with contextlib.suppress(OSError):  # the terminal's last user closed it
+                while select.select([main], [], [], 60)[0]:
+                    out += os.read(main, 65536)
+            assert shown.wait(60) == code
+        finally:
+            shown.kill()
     os.close(main)
     after = out.partition(b"\x1b[?1049l")[2]
     assert b"\x1b[?25h" in out
