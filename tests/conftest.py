@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -40,6 +43,8 @@ def find_modes() -> tuple[tuple[str, ...], str]:
 
 
 MODES, LEFT_OUT = find_modes()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of who runs tests in the background; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
@@ -174,6 +179,20 @@ def run_child() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+@contextlib.contextmanager
+def on_terminal(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run a command on a terminal; give it and the terminal's other end. It does not outlive a test that fails."""
+    main, terminal = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as shown:
+        os.close(terminal)
+        try:
+            yield shown, main
+        finally:
+            shown.kill()
+            os.close(main)
 
 
 def read_until(descriptor: int, mark: bytes) -> bytes:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import read_until
+from conftest import on_terminal, read_until
 
 from execmem import cli, draw_directmap
 from execmem.directmap import live, record, region, source
@@ -301,16 +299,12 @@ def test_nobody_is_told_what_can_be_known(run_child: Callable[..., str]) -> None
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_terminal_is_left_as_it_was(number: int, code: int) -> None:
-    main, terminal = pty.openpty()
     command = [sys.executable, "-m", "execmem", "directmap", "watch", "--every", "0.1"]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
-    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as shown:
-        os.close(terminal)
+    with on_terminal(command) as (shown, main):
         out = read_until(main, b"\x1b[J")
         shown.send_signal(number)
         out += read_until(main, b"\x1b[?1049l")
         assert shown.wait(60) == code
-    os.close(main)
     assert out.startswith(b"\x1b[?1049h\x1b[?25l")
     assert b"direct map of Linux" in out
     assert out.rstrip(b"^C").endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import read_until
+from conftest import on_terminal, read_until
 
 import execmem
 from execmem import cli, draw_packs, picture
@@ -464,16 +464,12 @@ def test_top_ends_well_when_the_process_does(watched: subprocess.Popen[bytes]) -
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_top_leaves_the_terminal_as_it_was(watched: subprocess.Popen[bytes], number: int, code: int) -> None:
-    main, terminal = pty.openpty()
     command = [sys.executable, "-m", "execmem", "top", str(watched.pid), "--every", "0.05"]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
-    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as top:
-        os.close(terminal)
+    with on_terminal(command) as (top, main):
         shown = read_until(main, b"\x1b[J")
         top.send_signal(number)
         shown += read_until(main, b"\x1b[?1049l")
         assert top.wait(60) == code
-    os.close(main)
     assert shown.startswith(b"\x1b[?1049h\x1b[?25l")
     assert b"domain watched" in shown
     assert shown.rstrip(b"^C").endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")

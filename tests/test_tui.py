@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import read_until
+from conftest import on_terminal, read_until
 
 import execmem
 from execmem import cli
@@ -368,28 +367,20 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.parametrize(("how", "code"), [("term", 143), ("int", 130), ("ctrl-c", 130), ("fail", 1)])
 def test_the_terminal_is_given_back(domain: execmem.Domain, how: str, code: int) -> None:
     block = domain.place(b"\xc3")
-    main, terminal = pty.openpty()
     view = ["top", str(os.getpid()), "--domain", str(domain.number), "--every", "0.05", "--tui"]
-    command = [sys.executable, "-c", FAILING, how, *view]
-    environment = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
-    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as shown:
-        os.close(terminal)
-        try:
-            out = read_until(main, b"\x1b[?1049h")
-            if how != "fail":
-                out += read_until(main, b"domain test")
-            if how in {"term", "int"}:
-                shown.send_signal(signal.SIGTERM if how == "term" else signal.SIGINT)
-            elif how != "fail":
-                os.write(main, b"\x03")
-            out += read_until(main, b"\x1b[?1049l")
-            with contextlib.suppress(OSError):  # the terminal's last user closed it
-                while select.select([main], [], [], 60)[0]:
-                    out += os.read(main, 65536)
-            assert shown.wait(60) == code
-        finally:
-            shown.kill()
-    os.close(main)
+    with on_terminal([sys.executable, "-c", FAILING, how, *view]) as (shown, main):
+        out = read_until(main, b"\x1b[?1049h")
+        if how != "fail":
+            out += read_until(main, b"domain test")
+        if how in {"term", "int"}:
+            shown.send_signal(signal.SIGTERM if how == "term" else signal.SIGINT)
+        elif how != "fail":
+            os.write(main, b"\x03")
+        out += read_until(main, b"\x1b[?1049l")
+        with contextlib.suppress(OSError):  # the terminal's last user closed it
+            while select.select([main], [], [], 60)[0]:
+                out += os.read(main, 65536)
+        assert shown.wait(60) == code
     after = out.partition(b"\x1b[?1049l")[2]
     assert b"\x1b[?25h" in out
     assert (b"ZeroDivisionError: on purpose" in after) is (how == "fail")
