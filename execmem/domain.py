@@ -179,7 +179,8 @@ class Block(BlockBase):
     def function(self, signature: str) -> Function:
         """Return the code as a callable of a signature such as ``"i64(i64,i64)"``; it keeps the block.
 
-        The types are those of ``execmem.function``. Cost: about 7 us to make, 0.3 us to call.
+        The types are those of ``execmem.function``. Cost: about 7 us to make, 0.15 to 0.3 us to call, 1 us with
+        pointers.
 
         >>> import execmem
         >>> with execmem.default_domain().place(bytes.fromhex("488d4707c3")) as block:

@@ -92,10 +92,10 @@ class Function:
     ``Block.function`` makes it; it holds the block, which cannot be freed while the function or a call in flight lives.
     A wrong signature is not noticed by anybody: as in C, the result is then undefined.
 
-    Cost: about 0.3 us a call.
+    Cost of a call: about 0.15 us without arguments (cffi alone 0.09), 0.24 us with one, 1 us with pointers.
     """
 
-    __slots__ = ("__name__", "_call", "_keep", "_pointers", "_result", "address", "signature")
+    __slots__ = ("__name__", "_call", "_keep", "_plain", "_pointers", "_result", "address", "signature")
 
     def __init__(self, address: int, signature: str, name: str) -> None:
         """Make a callable of the code at ``address``."""
@@ -107,6 +107,7 @@ class Function:
         self._keep: object = None
         self._result = result
         self._pointers = tuple(number for number, parameter in enumerate(parameters) if parameter == "ptr")
+        self._plain = not self._pointers and result != "ptr"  # asked at each call
         self._call = ffi.cast(f"{C_TYPES.get(result, 'void')}(*)({listed})", address)
 
     def keep(self, keep: object) -> None:
@@ -115,7 +116,7 @@ class Function:
 
     def __call__(self, *arguments: object) -> Any:
         """Run the code; the interpreter lock is released meanwhile."""
-        if not self._pointers and self._result != "ptr":
+        if self._plain:
             return self._call(*arguments)
         converted = list(arguments)
         for number in self._pointers:
