@@ -224,6 +224,7 @@ def draw_memory(given: Comparison) -> Part:
 
 SHOWN: Final = tuple(one for one in FIGURES if one.name in {"splits", "mapped_4k", "tlb", "held"})
 NUMBER: Final = 88  # room for a number beside a bar
+NUMBER_LETTERS: Final = 15  # that fit into it
 BAR: Final = 22  # height of a row
 
 
@@ -251,7 +252,8 @@ def draw_panel(figure: Figure, given: Comparison, left: float, wide: float) -> l
         y, change = 43 + BAR * line, changes[place]
         told = figure.tell_change(change)
         if told != "=":
-            told += tell_share(change, base)
+            share = tell_share(change, base)
+            told += share if len(told + share) <= NUMBER_LETTERS else ""  # no room: the table has both numbers
             ink = "came" if change < 0 else "went"
             out.append(f'<path class="em-{ink}" d="M{zero:.5g} {y}h{change * scale:.5g}v{BAR - 7}H{zero:.5g}z"/>')
         to_left = change < 0 or (change == 0 and high == 0)  # where this panel has room for numbers

@@ -101,6 +101,15 @@ def test_bars_point_to_the_better_side_and_stay_in_their_panel(against: int) -> 
     assert all(300 <= float(zero) <= 500 and 299 <= float(zero) + float(wide) <= 501 for _, zero, wide in bars)
 
 
+def test_numbers_beside_bars_end_before_the_next_panel() -> None:
+    rows = [some_result(name, splits, 8) for name, splits in (("few", 0), ("many", 3_000_000))]
+    for against in (0, 1):
+        text = draw_svg_replay.draw_difference(Comparison("t", 1000, 1 << 42, rows, against)).body
+        told = [word for word in words_of(text.join(WRAP)) if word[:1] in "+-"]
+        assert len(told) == 3
+        assert all(len(word) <= draw_svg_replay.NUMBER_LETTERS for word in told)
+
+
 def test_lines_on_each_other_are_seen() -> None:
     given = some_comparison()
     body = draw_svg_replay.draw_curves(given).body
