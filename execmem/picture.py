@@ -39,9 +39,14 @@ def names(options: argparse.Namespace) -> list[str]:
 
 
 def check_outputs(options: argparse.Namespace, source: str) -> None:
-    """Raise PictureError where a picture would take the place of what it is drawn from, or has no folder to be in."""
+    """Raise PictureError where a picture would take another's place or its source's, or has no folder to be in."""
+    taken: set[Path] = set()
     for out in names(options):
         path = Path(out)
+        if path.resolve() in taken and (path.is_file() or not path.exists()):
+            message = f"{out} is named twice, and one picture would be lost; name two files"
+            raise PictureError(message)
+        taken.add(path.resolve())
         if path.exists() and Path(source).exists() and path.samefile(source):
             message = f"{out} is what is read, which would be lost; name another file"
             raise PictureError(message)

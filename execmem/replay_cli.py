@@ -280,7 +280,7 @@ def compare(options: argparse.Namespace) -> Comparison:
         raise ValueError(message)
     picture.check_outputs(options, options.source)
     chosen = take_workload(options.source)
-    text = options.buddyinfo.read_text(encoding="ascii") if options.buddyinfo else ""
+    text = options.buddyinfo.read_text(encoding="utf-8", errors="backslashreplace") if options.buddyinfo else ""
     given = replay_all(options, chosen, replay.Host(options.free, options.memory, text))
     picture.write_pictures(
         options, lambda: draw_svg_replay.draw_replay(given), lambda: draw_html_replay.draw_page(given)

@@ -134,6 +134,22 @@ def test_a_file_that_cannot_be_drawn_is_told_before_the_work(
     assert trace.read_bytes() == before
 
 
+def test_two_pictures_do_not_go_into_one_file(
+    trace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "run", lambda *_, **__: pytest.fail("worked"))
+    code, out, err = ask(capsys, trace, "--svg", trace.parent / "a", "--html", trace.parent / "." / "a")
+    assert (code, out, "is named twice" in err) == (1, "", True)
+    assert not (trace.parent / "a").exists()
+
+
+def test_free_lists_that_are_no_text_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = tmp_path / "lists"
+    lists.write_bytes(b"Node 0, zone Normal \xff 1 1 1 1 1 1 1 1 1 1\n")
+    code, _, err = ask(capsys, "tools", "--memory", "1G", "--buddyinfo", lists)
+    assert (code, "is not `Node N, zone NAME`" in err) == (1, True)
+
+
 def test_ctrl_c_leaves_a_file_as_it_was(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
