@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -365,6 +366,30 @@ def test_a_buddyinfo_that_is_none_is_told(text: str) -> None:
 def test_a_host_that_cannot_be_is_told(free: int, total: int) -> None:
     with pytest.raises(ValueError, match="cannot be"):
         replay.prepare(workload.tools(12), "6.1", replay.Host(free, total))
+
+
+def test_a_signal_is_not_lost_while_a_trace_is_matched() -> None:
+    rows = np.zeros(20_000, EVENT)
+    rows["kind"], rows["id"] = Kind.LOAD, np.arange(1, len(rows) + 1)
+    come: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        come.append(number)
+        raise InterruptedError
+
+    def match_until(count: int) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        while len(come) < count:
+            workload.recorded("host", rows)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for count in range(1, 11):
+            with pytest.raises(InterruptedError):
+                match_until(count)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_recorded_trace_is_matched_by_id_or_address() -> None:

@@ -60,8 +60,10 @@ def recorded(name: str, rows: Rows) -> Workload:
     keep: list[int] = []
     keys: list[int] = []
     live: dict[tuple[bool, int], int] = {}
-    for at, (kind, number, address) in enumerate(zip(rows["kind"], rows["id"], rows["at"], strict=True)):
-        piece = (bool(number), int(number or address))
+    # As plain numbers: numpy's, compared with a Kind, take ten times as long and swallow a Ctrl-C that comes meanwhile.
+    columns = (rows[column].tolist() for column in ("kind", "id", "at"))
+    for at, (kind, number, address) in enumerate(zip(*columns, strict=True)):
+        piece = (bool(number), number or address)
         if kind == Kind.LOAD:
             live[piece] = len(keep) + 1
         elif kind != Kind.UNLOAD or piece not in live:
