@@ -40,7 +40,8 @@ SCHEMA, VERSION = "execmem-bench", 1
 LIVES: Final = (1_000, 10_000, 100_000)
 LIVE_MOST: Final = 2_000_000
 OPS_MOST: Final = 400_000
-ENDLESS: Final = 1e300  # no ratio of an earlier run is as large
+ENDLESS: Final = 1e12  # no figure of an earlier run is as large, and no ratio as small as its inverse
+ROUNDS_LEAST: Final = 3  # of each run: what one or two rounds say differs by chance
 USAGE: Final = 2
 MEMORY_SHARE: Final = 0.6  # of what is available, for all populations that live at the same time
 OVERHEAD: Final = 1.5  # bytes a peer takes for a live byte, at most, and not by pages
@@ -487,9 +488,9 @@ def is_row(row: object, name: str) -> bool:
         values: list[Any] = (
             [figures.get(end) for end in ("least", "median", "most")] if isinstance(figures, dict) else []
         )
-        if not values or not all(isinstance(each, int | float) and 0 < each < ENDLESS for each in values):
+        if not values or not all(isinstance(each, int | float) and 1 / ENDLESS < each < ENDLESS for each in values):
             return False
-        if values != sorted(values):
+        if values != sorted(values) or not isinstance(figures.get("count", 0), int):
             return False
     return True
 
@@ -521,7 +522,10 @@ def as_dict(value: object) -> Row:
 
 
 def compare(earlier: Row, report: Row) -> Row:
-    """Return how the ratios changed. They differ only where no round of one run was within those of the other."""
+    """Return how the ratios changed. They differ only where no round of one run was within those of the other.
+
+    One of each would always differ: of so few rounds nothing is said.
+    """
     before, rows = keyed(earlier), []
     for (name, live), row in keyed(report).items():
         old = before.get((name, live), {})
@@ -537,9 +541,11 @@ def compare(earlier: Row, report: Row) -> Row:
             continue
         changed = {"median": now["median"] / then["median"], "least": now["least"] / then["most"]}
         changed["most"] = now["most"] / then["least"]
-        differs = changed["least"] > 1 or changed["most"] < 1
+        few = min(then.get("count", ROUNDS_LEAST), now.get("count", ROUNDS_LEAST)) < ROUNDS_LEAST
+        differs = not few and (changed["least"] > 1 or changed["most"] < 1)
         change = {end: float(f"{value:.4g}") for end, value in changed.items()}
-        rows.append(one | {"then": then["median"], "now": now["median"], "change": change, "differs": differs})
+        one |= {"then": then["median"], "now": now["median"], "change": change, "differs": differs}
+        rows.append(one | ({"few_rounds": True} if few else {}))
     told = as_dict(earlier.get("machine"))
     other: dict[str, list[object]] = {}
     for part, names in ALIKE.items():
@@ -553,7 +559,7 @@ def compare(earlier: Row, report: Row) -> Row:
 PEER_WIDTH, WHAT_WIDTH = 16, 37
 CYCLE_WIDTHS: Final = (PEER_WIDTH, -9, -7, -17, -6, -8, -7)
 PYTHON_WIDTHS: Final = (WHAT_WIDTH, -9, -7, -17)
-AGAINST_WIDTHS: Final = (WHAT_WIDTH, -8, -8, -17, 8)
+AGAINST_WIDTHS: Final = (36, -7, -7, -15)
 BAR_FROM, BAR_AT, BAR_CELLS = 104, 79, 22
 HUNDRED, TEN = 100, 10
 
@@ -698,20 +704,21 @@ class Tables:
         ]
         for name, (then, now) in against["other"].items():
             lines += self._wrap(f"another {name}: then {then}, now {now}", "  ")
-        lines.append(columns(("what", "then", "now", "now/then", ""), AGAINST_WIDTHS))
+        lines.append(columns(("what", "then", "now", "now/then"), AGAINST_WIDTHS))
         for row in against["rows"]:
             name = row["what"] if row["live"] is None else f"{row['what']}, {row['live']:,} live"
             if "failed" in row:
-                lines.append(columns((clean(name), "", "", "", row["failed"]), AGAINST_WIDTHS))
+                lines.append(f"{clean(name):<{AGAINST_WIDTHS[0]}} {clean(row['failed'])}")
                 continue
-            words = ("dearer" if row["change"]["median"] > 1 else "cheaper") if row["differs"] else "same"
-            cells = (clean(name), tell_ratio(row["then"]), tell_ratio(row["now"]), tell_spread(row["change"]), "")
-            line = f"{columns(cells, AGAINST_WIDTHS):<{WHAT_WIDTH + 36}} "
-            lines.append(
-                line + (words if words == "same" else self.paint.verdict(f"differs, {words}", good=words == "cheaper"))
-            )
+            dearer = row["change"]["median"] > 1
+            words = "few rounds" if row.get("few_rounds") else "same"
+            if row["differs"]:
+                words = self.paint.verdict("dearer" if dearer else "cheaper", good=not dearer)
+            cells = (clean(name), tell_ratio(row["then"]), tell_ratio(row["now"]), tell_spread(row["change"]))
+            lines.append(f"{columns(cells, AGAINST_WIDTHS)} {words}")
         differing = sum(row.get("differs", False) for row in against["rows"])
         lines += self._wrap(
-            f"{differing} of {len(against['rows'])} differ: no round of one run was within the rounds of the other."
+            f"{differing} of {len(against['rows'])} differ (dearer, cheaper): no round of one run was within the rounds"
+            " of the other."
         )
         return lines

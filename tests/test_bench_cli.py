@@ -410,6 +410,30 @@ def test_what_overlaps_does_not_differ(
     assert (row["differs"], row["change"]["median"]) == (differs, median)
 
 
+def test_of_one_round_nothing_is_said() -> None:
+    old, new = make_report(floor=(1.0, 1.0, 1.0)), make_report(floor=(1.1, 1.1, 1.1))
+    new["cycles"][0]["ratio"]["count"] = 1
+    (row,) = bench_cli.compare(old, new)["rows"]
+    assert (row["differs"], row["few_rounds"]) == (False, True)
+
+
+def test_a_comparison_fits_in_80_columns() -> None:
+    from_python = {
+        row: {"what": row, "base": "x", "ratio": {"least": 0.1111, "median": 1111.4, "most": 2222.2}}
+        for row in bench_crew.ROWS
+    }
+    old, new = make_report(floor=(100.0, 200.0, 300.0)), make_report(floor=(3100.0, 4100.0, 5100.0), glibc=(1, 2, 3))
+    for report in (old, new):
+        report["python"] = list(from_python.values())
+        for row in report["cycles"]:
+            row["live"] = bench_cli.LIVE_MOST
+    against = bench_cli.compare(old, new)
+    lines = bench_cli.Tables(new, Paint(colour=False, unicode=True), 80)._against(against)
+    assert max(map(len, lines)) <= 80
+    assert any(line.endswith(" dearer") for line in lines)
+    assert any(line.endswith("not measured then") for line in lines)
+
+
 def test_another_machine_and_other_options_are_told() -> None:
     old, new = make_report(floor=(1, 2, 3)), make_report(floor=(1, 2, 3))
     old["machine"], old["options"] = None, {"seed": 2, "round_ms": 15}
@@ -438,7 +462,7 @@ def test_an_earlier_run_is_compared_with(
     assert (code, err) == (0, "")
     assert "\x1b" not in out
     assert "another cpu: then" in out
-    assert re.search(r"floor, 60 live .*differs, cheaper", out)
+    assert re.search(r"floor, 60 live .* cheaper\n", out)
     assert "1 of 1 differ" in " ".join(out.split())
 
 
@@ -465,6 +489,7 @@ def test_an_earlier_run_is_compared_with(
             )
             for ratio in (
                 *(b"1", b"{}", b'{"least": 1, "median": 2, "most": NaN}', b'{"least": 0, "median": 2, "most": 3}'),
+                *(b'{"least": 1e-300, "median": 2, "most": 3}', b'{"least": 1, "median": 2, "most": 3, "count": "x"}'),
                 *(b'{"least": 3, "median": 2, "most": 1}', b'{"least": 1, "median": 2, "most": 1%s}' % (b"0" * 400)),
             )
         ),
