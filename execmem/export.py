@@ -74,6 +74,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "execmem_domain_used_bytes": Family(GAUGE, "Bytes of live blocks as rounded."),
     "execmem_domain_quarantined_bytes": Family(GAUGE, "Bytes of freed blocks that wait in quarantine, as rounded."),
     "execmem_domain_retired_blocks": Family(GAUGE, "Retired blocks that wait to be freed."),
+    "execmem_domain_charged_bytes": Family(
+        GAUGE,
+        "What counts against the limit: rounded sizes, those of child domains too; absent as the limit is.",
+    ),
     "execmem_domain_limit_bytes": Family(GAUGE, "Limit of rounded block sizes; absent while one domain has none."),
     "execmem_domain_allocs_total": Family(COUNTER, "Blocks made."),
     "execmem_domain_frees_total": Family(COUNTER, "Blocks freed."),

@@ -33,7 +33,7 @@ NO_LIMIT: Final = 2**64 - 1
 PROCESSES: Final = "processes"  # the source
 SHARD_COUNTERS: Final = ("allocs", "frees", "fills", "refusals")
 HEADER_COUNTERS: Final = ("packs_made", "packs_returned", "collapses", "collapse_failures")
-LIMIT: Final = "limit_bytes"
+LIMIT, CHARGED = "limit_bytes", "charged_bytes"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def read_counters(look: Look) -> Reading:
         "used_bytes": look.total("used_bytes"),
         "quarantined_bytes": look.total("quarantined_bytes"),
         "retired_blocks": look.total("retired_blocks"),
+        CHARGED: None if limit == NO_LIMIT else int(look.header[CHARGED]),
         LIMIT: None if limit == NO_LIMIT else limit,
     }
     counted = Counter({key: look.total(key) for key in SHARD_COUNTERS})
@@ -122,7 +123,8 @@ class Fleet:
             for ledger, reading in watched.last.items():
                 add_reading(page, watched.names[ledger], reading)
         for names in self._unlimited():
-            page.drop(f"execmem_domain_{LIMIT}", process=names[0], domain=names[1])
+            for key in (CHARGED, LIMIT):
+                page.drop(f"execmem_domain_{key}", process=names[0], domain=names[1])
         for names, counted in self._ended.items():
             if counted:
                 add_counted(page, names, counted)

@@ -234,8 +234,18 @@ def test_domains_of_one_name_are_summed_and_a_limit_is_only_told_if_all_have_one
         assert [of(samples, name, "twin") for name in ("domains", "domain_live_blocks")] == [2, 2]
         assert of(samples, "domain_limit_bytes", "twin") == 12 << 20
         with execmem.Domain("twin"):
-            assert of(scrape(fleet), "domain_limit_bytes", "twin") is None
+            samples = scrape(fleet)
+            assert [of(samples, f"domain_{name}_bytes", "twin") for name in ("limit", "charged")] == [None, None]
         del blocks
+
+
+def test_what_children_have_counts_against_the_limit(fleet: export_packs.Fleet) -> None:
+    with execmem.Domain("above", limit="8M") as above, execmem.Domain("below", parent=above) as below:
+        block = below.place(bytes(1 << 20))
+        samples = scrape(fleet)
+        assert [of(samples, f"domain_{name}_bytes", "above") for name in ("used", "charged")] == [0, 1 << 20]
+        assert of(samples, "domain_charged_bytes", "below") is None
+        del block
 
 
 def test_what_was_counted_stays_when_a_domain_closes(fleet: export_packs.Fleet) -> None:
