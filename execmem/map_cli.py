@@ -281,6 +281,9 @@ def check_row(options: argparse.Namespace) -> None:
 
 def save(ledger: Ledger, path: Path) -> int:
     """Write a copy of a ledger."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        message = f"{path} cannot be written: it is a device or a pipe, which cannot hold a copy with its holes"
+        raise WatchError(message)
     try:
         copied, steady = ledger.save(path)
     except WatchError:

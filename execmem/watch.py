@@ -378,8 +378,10 @@ class Ledger:
     def save(self, path: Path) -> tuple[int, bool]:
         """Write a sparse copy; return its bytes of data, and whether it is of one moment.
 
-        It is copied anew, up to five times, while blocks come and go. The file appears whole or not at all.
+        It is copied anew, up to five times, while blocks come and go. The file appears whole or not at all; a link
+        stays, and what it leads to is replaced.
         """
+        path = path.resolve()
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as out:
             try:
                 for _ in range(READINGS):

@@ -380,6 +380,21 @@ def test_a_file_that_is_no_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (code, "cannot be written: No such file or directory" in err) == (1, True)
 
 
+def test_a_copy_does_not_take_the_place_of_a_device(
+    striped: execmem.Domain, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    target.touch()
+    link.symlink_to(target)
+    code, out, err = run(capsys, "map", os.getpid(), "--domain", striped.number, "--save", pipe)
+    assert (code, out, "cannot be written: it is a device or a pipe" in err) == (1, "", True)
+    assert pipe.is_fifo()
+    assert run(capsys, "map", os.getpid(), "--domain", striped.number, "--save", link)[0] == 0
+    assert link.is_symlink()
+    assert run(capsys, "map", "--from", target)[0] == 0
+
+
 @pytest.mark.unsanitized
 def test_a_process_of_somebody_else(watched: subprocess.Popen[bytes], run_child: Callable[..., str]) -> None:
     if os.geteuid():
