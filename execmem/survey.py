@@ -325,7 +325,7 @@ def pack_facts(ledger: Ledger, look: Look, number: int, cells: int, pages: Pages
         packs=covered,
         usable_bytes=size,
         used_bytes=used * lib.EXECMEM_CHUNK,
-        fill=used / (usable if span else max(len(used_bits), 1)),
+        fill=used / max(usable if span else len(used_bits), 1),
         largest_free_bytes=0 if span else largest_run(used_bits) * lib.EXECMEM_CHUNK,
         blocks=int(record["blocks"]),
         parked=int(record["parked"]),

@@ -334,6 +334,24 @@ def test_a_pack_that_lies_is_refused(copy: Path, field: str, value: int, words: 
         read_all(copy)
 
 
+def test_a_span_that_has_nothing_is_told(copy: Path) -> None:
+    header = read_header(copy)
+    raw = copy.open("rb")
+    with raw:
+        raw.seek(int(header["packs_offset"]))
+        packs = np.frombuffer(raw.read(int(header["packs_top"]) * PACK_DTYPE.itemsize), PACK_DTYPE)
+    span = next(number for number, pack in enumerate(packs) if pack["state"] == lib.EXECMEM_PACK_SPAN)
+    for field in ("span_packs", "usable_chunks"):
+        kind, offset = PACK_DTYPE.fields[field][:2] if PACK_DTYPE.fields else (None, 0)
+        at = int(header["packs_offset"]) + span * PACK_DTYPE.itemsize + offset
+        poke(copy, at, np.array(0, dtype=kind).tobytes())
+    with pytest.raises(watch.WatchError, match=f"the blocks of pack {span} lie where none can be"):
+        read_all(copy)
+    ledger = watch.open_copy(str(copy))
+    assert survey.pack_facts(ledger, ledger.look(), span, 64, None).fill == 0
+    ledger.close()
+
+
 def test_records_that_lie_outside_are_refused(copy: Path) -> None:
     header = read_header(copy)
     poke(copy, int(header["maps_offset"] + header["extents_at"]), b"\xff" * 64)
