@@ -10,17 +10,19 @@ owners: Okabe and Ito). Names come from other processes: ``printable`` takes wha
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from execmem.draw import columns, tell_bytes
 from execmem.survey import AGES, NO_CLASS, OTHER, OWNERS_SHOWN, ROW_CHUNKS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from execmem.draw import Paint
     from execmem.survey import BlockFacts, DomainFacts, PackFacts, RowFacts, Share
     from execmem.watch import PagesFound
+
+T = TypeVar("T")
 
 CELLS_NARROW, CELLS_WIDE, WIDE_FROM = 32, 64, 110
 LABEL = 12  # columns before a bar
@@ -325,7 +327,7 @@ def draw_rows(pack: PackFacts, rows: Sequence[RowFacts], paint: Paint, width: in
     lines = [paint.dim(f"row at       {scale}   " + columns(["fill", "max free", "blocks", "ages"], ROW_FACTS))]
     for row in rows:
         shares = row.cells if wide else halve(row.cells)
-        kinds = row.classes if wide else row.classes[::2]
+        kinds = row.classes if wide else [left if left != NO_CLASS else right for left, right in pairs(row.classes)]
         kinds = [kind if share else NO_CLASS for kind, share in zip(kinds, shares, strict=True)]
         fill = "" if row.fill is None else f"{row.fill:.1%}"
         free = "not open" if row.fill is None else tell_bytes(row.largest_free_bytes)
@@ -342,8 +344,12 @@ def halve(cells: Sequence[float | None]) -> list[float | None]:
     >>> halve([1.0, 0.5, None, None])
     [0.75, None]
     """
-    pairs = zip(cells[::2], cells[1::2], strict=True)
-    return [None if left is None else (left + (left if right is None else right)) / 2 for left, right in pairs]
+    return [None if left is None else (left + (left if right is None else right)) / 2 for left, right in pairs(cells)]
+
+
+def pairs(cells: Sequence[T]) -> Iterator[tuple[T, T]]:
+    """Return neighbours, two and two."""
+    return zip(cells[::2], cells[1::2], strict=True)
 
 
 def chunk_letter(place: int, paint: Paint) -> tuple[str, int | None]:

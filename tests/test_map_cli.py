@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import on_terminal, read_until
 import execmem
 from execmem import cli, draw_packs, picture
 from execmem.draw import Paint
+from execmem.survey import NO_CLASS, RowFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -220,6 +222,17 @@ def test_a_pack_has_rows_and_a_row_has_chunks(
     assert re.search(rf"^a {address:#014x} +65,536 +1,024 filled +\d+ ms  v8:cell\d+$", out, re.MULTILINE)
     _, out, _ = run(capsys, "map", os.getpid(), "--domain", "striped", "--pack", number, "--row", "1")
     assert "no live block lies here" in out
+
+
+def test_a_narrow_row_has_the_colour_of_either_half() -> None:
+    """A cell of 80 columns is two of 1 kB: a block in the second one alone is not drawn as nobody's."""
+    shares: list[float | None] = [0.0, 1.0] * 32
+    kinds = [NO_CLASS, 2] * 32
+    row = RowFacts(0, 0, 0.5, 1024, 32, shares, kinds)
+    pack = SimpleNamespace(address=0, number=0)
+    line = draw_packs.draw_rows(pack, [row], Paint(colour=True, unicode=True), 80)[1]  # type: ignore[arg-type]
+    assert f"38;5;{draw_packs.AGE_COLOURS[2]}m" in line
+    assert "38;5;245m" not in line
 
 
 def test_json_of_a_pack_and_of_a_row(striped: execmem.Domain, capsys: pytest.CaptureFixture[str]) -> None:
