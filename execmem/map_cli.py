@@ -220,6 +220,7 @@ def run(options: argparse.Namespace) -> int:
     """Show a process's packs, or write a copy of its ledger."""
     try:
         check_map(options)
+        check_pictures(options)
         if options.history is not None:
             show_history(options)
             return 0
@@ -267,6 +268,17 @@ def check_history(options: argparse.Namespace) -> None:
             "--history is text, --svg or --png of a recording: not with a PID, --from, --save, --pack, --json or --html"
         )
         raise UsageError(message)
+
+
+def check_pictures(options: argparse.Namespace) -> None:
+    """Refuse a picture that would take the place of the file it is drawn from."""
+    source = options.file or options.history
+    if source is None:
+        return
+    try:
+        picture.check_outputs(options, source)
+    except picture.PictureError as error:
+        raise WatchError(str(error)) from None
 
 
 def check_row(options: argparse.Namespace) -> None:

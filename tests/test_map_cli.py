@@ -393,6 +393,19 @@ def test_a_file_that_is_no_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (code, "cannot be written: No such file or directory" in err) == (1, True)
 
 
+@pytest.mark.parametrize("option", ["--from", "--history"])
+def test_a_picture_does_not_take_the_place_of_what_is_read(
+    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes((Path(__file__).parents[1] / "examples" / "packs.ledger.gz").read_bytes())
+    before = source.read_bytes()
+    code, out, err = run(capsys, "map", option, source, "--svg", source)
+    assert (code, out) == (1, "")
+    assert "is what is read, which would be lost; name another file" in err
+    assert source.read_bytes() == before
+
+
 def test_a_copy_does_not_take_the_place_of_a_device(
     striped: execmem.Domain, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
