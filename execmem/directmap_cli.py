@@ -84,6 +84,7 @@ def show(options: argparse.Namespace) -> int:
         zones = source.read_buddyinfo()
     with contextlib.suppress(NotAvailable):
         jit = source.read_jit()
+    picture.check_outputs(picture.names(options), None)
     if picture.names(options):
         state = walk.state if walk else region.walk().state  # again: for the error that tells why not
         write_pictures(options, history.tell(np.zeros(0, EVENT), describe_machine(), state))
@@ -341,10 +342,8 @@ def report(options: argparse.Namespace) -> int:
         size = Path(options.file).stat().st_size
         if size > LARGE:
             print(f"reading {tell_bytes(size)} of rows: some seconds, and five times as much memory", file=sys.stderr)
-        for out in (options.csv, options.parquet, options.perfetto, *picture.names(options)):
-            if out and Path(out).exists() and Path(out).samefile(options.file):
-                message = f"{out} is the trace itself, which would be lost; name another file"
-                raise TraceError(message)
+        files = (options.csv, options.parquet, options.perfetto, *picture.names(options))
+        picture.check_outputs(files, options.file)
         if options.csv:
             with picture.written_whole(options.csv) as part, part.open("w", encoding="utf-8", newline="") as file:
                 convert.write_csv(trace.rows(), file)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -116,6 +117,34 @@ def tell_time(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.{digits}f} {unit}"
     return f"{seconds * 1e9:.0f} ns"
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes: two for each wide letter, none for a mark upon another.
+
+    >>> width_of("ab"), width_of(chr(0x6F22) * 2), width_of("e" + chr(0x301))
+    (2, 4, 1)
+    """
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text in so many columns of a terminal, with ".." where it was longer.
+
+    >>> cut("abcdef", 5), cut(chr(0x6F22) * 3, 5) == chr(0x6F22) + ".."
+    ('abc..', True)
+    """
+    if width_of(text) <= most:
+        return text
+    kept = ""
+    for char in text:
+        if width_of(kept + char) > most - 2:
+            break
+        kept += char
+    return kept + ".."
 
 
 def columns(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from execmem.draw import columns, tell_bytes
+from execmem.draw import columns, cut, tell_bytes, width_of
 from execmem.survey import AGES, NO_CLASS, OTHER, OWNERS_SHOWN, ROW_CHUNKS
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def printable(text: str, paint: Paint, most: int = NAME_LENGTH) -> str:
         char if char.isprintable() and (paint.unicode or char.isascii()) else char.encode("unicode_escape").decode()
         for char in text
     )
-    return shown if len(shown) <= most else shown[: most - 2] + ".."
+    return cut(shown, most)
 
 
 def tell_age(ms: float) -> str:
@@ -287,7 +287,8 @@ def table(what: str, shares: Sequence[Share], letters: str, colours: Sequence[in
         mark = tint(letters[kind], colours[kind], paint, ground=True) if letters else " "
         ages = [tell_age(share.youngest_ms), tell_age(share.oldest_ms)]
         cells = [f"{share.blocks:,}", tell_bytes(share.bytes), f"{share.bytes / total:.1%}", *ages]
-        lines.append(f"{mark} {printable(share.name, paint, 23):<24}{columns(cells, widths)}")
+        name = printable(share.name, paint, 23)
+        lines.append(f"{mark} {name}{' ' * (24 - width_of(name))}{columns(cells, widths)}")
     if len(shares) > OWNERS_TOLD:
         rest = shares[OWNERS_TOLD:]
         count, size = sum(share.blocks for share in rest), sum(share.bytes for share in rest)

@@ -271,12 +271,9 @@ def check_history(options: argparse.Namespace) -> None:
 
 
 def check_pictures(options: argparse.Namespace) -> None:
-    """Refuse a picture that would take the place of the file it is drawn from."""
-    source = options.file or options.history
-    if source is None:
-        return
+    """Refuse a picture that would take the place of another, or of the file it is drawn from."""
     try:
-        picture.check_outputs(options, source)
+        picture.check_outputs(picture.names(options), options.file or options.history)
     except picture.PictureError as error:
         raise WatchError(str(error)) from None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ZOOM: Final = 2.0  # pixels of a PNG for one of its SVG
 PAPER: Final = "#ffffff"  # where an SVG leaves its ground to who shows it
@@ -38,16 +38,16 @@ def names(options: argparse.Namespace) -> list[str]:
     return [out for out in (options.svg, options.png, options.html) if out]
 
 
-def check_outputs(options: argparse.Namespace, source: str) -> None:
-    """Raise PictureError where a picture would take another's place or its source's, or has no folder to be in."""
+def check_outputs(outs: Iterable[str | None], source: str | None) -> None:
+    """Raise PictureError where a file would take another's place or its source's, or has no folder to be in."""
     taken: set[Path] = set()
-    for out in names(options):
+    for out in filter(None, outs):
         path = Path(out)
         if path.resolve() in taken and (path.is_file() or not path.exists()):
-            message = f"{out} is named twice, and one picture would be lost; name two files"
+            message = f"{out} is named twice, and one of both would be lost; name two files"
             raise PictureError(message)
         taken.add(path.resolve())
-        if path.exists() and Path(source).exists() and path.samefile(source):
+        if source and path.exists() and Path(source).exists() and path.samefile(source):
             message = f"{out} is what is read, which would be lost; name another file"
             raise PictureError(message)
         if not path.resolve().parent.is_dir():

@@ -278,7 +278,7 @@ def compare(options: argparse.Namespace) -> Comparison:
     if options.free > options.memory:
         message = "--free is more than --memory"
         raise ValueError(message)
-    picture.check_outputs(options, options.source)
+    picture.check_outputs(picture.names(options), options.source)
     chosen = take_workload(options.source)
     text = options.buddyinfo.read_text(encoding="utf-8", errors="backslashreplace") if options.buddyinfo else ""
     given = replay_all(options, chosen, replay.Host(options.free, options.memory, text))

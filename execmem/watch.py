@@ -442,11 +442,15 @@ def refusal(pid: int) -> str:
         owner = Path(f"/proc/{pid}").stat().st_uid
     except OSError:
         return f"not permitted to look at process {pid}"
+    if not os.geteuid():
+        return f"not permitted to look at process {pid}, though you are root: a container or a policy refuses"
     if owner == os.geteuid():
-        why = "it is yours, but set not dumpable or in another namespace"
+        why = "it is yours, but set not dumpable or in another namespace: root may, with sudo"
     else:
-        why = f"it is of user {owner}, or not dumpable, and you are user {os.geteuid()}"
-    return f"not permitted to look at process {pid}: {why}. Its user may, or root: sudo execmem map {pid}"
+        why = (
+            f"it is of user {owner}, or not dumpable, and you are user {os.geteuid()}: its user may, or root, with sudo"
+        )
+    return f"not permitted to look at process {pid}: {why}"
 
 
 class Process:

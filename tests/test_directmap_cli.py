@@ -161,7 +161,7 @@ def test_a_perfetto_file_that_cannot_be_written_is_not_there(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, err = run(capsys, "report", trace, "--perfetto", trace)
-    assert (code, "the trace itself" in err) == (1, True)
+    assert (code, "is what is read" in err) == (1, True)
 
     def fail(_rows: object, _header: object, file: TextIO) -> None:
         file.write("{")
@@ -381,7 +381,7 @@ def test_a_report_is_never_written_over_its_trace(
     for out in (trace, link):
         code, _, err = run(capsys, "report", trace, option, out)
         assert (code, err.count("\n")) == (1, 1)
-        assert "is the trace itself" in err
+        assert "is what is read" in err
     assert trace.read_bytes() == before
 
 
