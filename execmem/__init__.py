@@ -20,6 +20,11 @@ state).
 from importlib.util import find_spec as _find_spec
 from typing import TYPE_CHECKING
 
+_NO_CORE = (
+    "execmem was installed with EXECMEM_WITHOUT_CORE=1, or its source tree was never built. Install it without that "
+    "variable where there is a C compiler: python -m pip install --force-reinstall execmem, or . in the source tree"
+)
+
 if TYPE_CHECKING or _find_spec("execmem._core"):
     from execmem.domain import Block, Blocks, Domain, Stats, default_domain
     from execmem.errors import (
@@ -75,11 +80,7 @@ else:  # what needs no compiled core, such as execmem.directmap, can be imported
         if name not in __all__:
             message = f"module 'execmem' has no attribute {name!r}"
             raise AttributeError(message)
-        message = (
-            f"execmem.{name} needs the compiled core, which is missing: execmem was installed with "
-            "EXECMEM_WITHOUT_CORE=1, or its source tree was never built. Install it without that variable where there "
-            "is a C compiler: python -m pip install --force-reinstall execmem, or . in the source tree"
-        )
+        message = f"execmem.{name} needs the compiled core, which is missing: {_NO_CORE}"
         raise ImportError(message)
 
 

@@ -8,6 +8,7 @@
     execmem doctor     what works on this machine, and why what does not does not
     execmem map        the packs of a running process: fill, owners, ages, pages
     execmem top        the same, again and again
+    execmem export     the same as metrics, for Prometheus
     execmem run        machine code from a file or as hex digits, placed and called
     execmem bench      what code costs on this machine, as ratios, in every write mode and beside others
     execmem completion what a shell needs to complete all this
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from execmem import _NO_CORE as NO_CORE
 from execmem.draw import clean, tell_version
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 USAGE = 2
 INTERRUPTED = 130  # what shells report for SIGINT
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of the file behind stdout: not our fault
 
 
 @dataclass(frozen=True)
@@ -147,31 +150,51 @@ def is_ours(error: OSError) -> bool:
     return errors is not None and isinstance(error, errors.ExecmemError)
 
 
+def open_closed() -> None:
+    """Give stdout and stderr somewhere to write to where who called has closed them: nobody reads."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+
+
+def drop_output() -> None:
+    """Let go of what stdout cannot take, so that the interpreter does not try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 well, 1 not, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if sys.stdout is None:  # closed by who called: nobody reads
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
+    open_closed()
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     chosen = next((word for word in words if not word.startswith("-")), None)
+    code: int = 0
     try:
-        options = parse(words, chosen)
-        code: int = options.run(options)
-        sys.stdout.flush()
+        try:
+            options = parse(words, chosen)
+            code = options.run(options)
+        finally:  # --help leaves by SystemExit
+            sys.stdout.flush()
     except ImportError as error:
         if importlib.util.find_spec("execmem._core"):
             raise
-        print(f"execmem {chosen}: it needs the compiled core: {error}", file=sys.stderr)
+        known = error.name == "execmem._core" or "needs the compiled core" in str(error)
+        print(f"execmem {chosen}: it needs the compiled core: {NO_CORE if known else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 1
     except OSError as error:
-        if not is_ours(error) and error.errno != errno.ENOSPC:
+        if not is_ours(error) and error.errno not in FULL:
             raise
-        print(f"execmem {chosen}: {clean(str(error))}", file=sys.stderr)
-        return 1
+        if not code:  # otherwise it is told already
+            print(f"{'execmem' if chosen is None else f'execmem {chosen}'}: {clean(str(error))}", file=sys.stderr)
+        drop_output()
+        return code or 1
     return code

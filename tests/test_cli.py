@@ -368,14 +368,35 @@ def test_a_closed_stdout_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("lab list", "lab"),
+        ("directmap watch --count 1", "directmap watch"),
+        ("run c3 --sig void() --json", "run"),
+        ("help map", "map"),
+        ("--version", ""),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_one_line(words: str, told: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as people have it
     with Path("/dev/full").open("w", encoding="ascii") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "execmem", "lab", "list"],
+            [sys.executable, "-m", "execmem", *words.split()],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
             check=False,
+            env=kept,
         )
     assert done.returncode == 1
-    assert done.stderr.startswith("execmem lab: [Errno 28]")
+    assert done.stderr == f"{f'execmem {told}'.strip()}: [Errno 28] No space left on device\n"
+
+
+def test_a_closed_stderr_changes_no_answer() -> None:
+    command = [sys.executable, "-m", "execmem", "demo", "--count", "20", "--calls", "5", "--code", "shipped", "--json"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", '"$@" 2>&-', "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)

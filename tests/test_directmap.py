@@ -122,5 +122,10 @@ def test_a_command_that_needs_the_core_says_so(without_core: Path) -> None:
         from execmem import cli
         with contextlib.redirect_stderr(sys.stdout):
             assert cli.main(["doctor"]) == 1
+            assert cli.main(["map", "1"]) == 1
     """
-    assert run(without_core, program).startswith("execmem doctor: it needs the compiled core: ")
+    told = run(without_core, program).splitlines()
+    for name, line in zip(("doctor", "map"), told, strict=True):
+        assert line.startswith(
+            f"execmem {name}: it needs the compiled core: execmem was installed with EXECMEM_WITHOUT"
+        )
