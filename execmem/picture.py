@@ -57,22 +57,25 @@ def check_outputs(outs: Iterable[str | None], source: str | None) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: str) -> Iterator[Path]:
-    """Give a path to write to; it gets its name when all is written, and is gone when that went wrong."""
+    """Give a path to write to; it gets its name when all is written, and is gone when that went wrong.
+
+    An error of the system is told with the name that was asked for, also one that came while bytes were written.
+    """
     target = Path(path)
-    if target.exists() and not target.is_file():  # a pipe, /dev/stdout
-        yield target
-        return
-    target = target.resolve()
-    part = target.with_name(f".{target.name}.{os.getpid()}")
+    special = target.exists() and not target.is_file()  # a pipe, /dev/stdout: nothing to take the place of
+    target = target if special else target.resolve()
+    part = target if special else target.with_name(f".{target.name}.{os.getpid()}")
     try:
         yield part
-        part.replace(target)
+        if not special:
+            part.replace(target)
     except OSError as error:
-        if error.filename == str(part):  # of which nobody but we knows
+        if error.errno is not None and error.filename in {None, str(part)}:
             error.filename = path
         raise
     finally:
-        part.unlink(missing_ok=True)
+        if not special:
+            part.unlink(missing_ok=True)
 
 
 def write_whole(path: str, content: str | bytes) -> None:

@@ -173,6 +173,14 @@ def test_a_perfetto_file_that_cannot_be_written_is_not_there(
     assert list(tmp_path.iterdir()) == [trace]
 
 
+@pytest.mark.parametrize("option", ["--svg", "--html", "--csv", "--perfetto"])
+def test_a_file_that_has_no_room_is_told_by_its_name(
+    option: str, trace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, "report", trace, option, "/dev/full")
+    assert (code, err) == (1, "execmem directmap report: [Errno 28] No space left on device: '/dev/full'\n")
+
+
 def test_parquet_without_pyarrow_is_one_line(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
