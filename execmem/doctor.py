@@ -156,7 +156,7 @@ def held(status: Path) -> set[str]:
 def find_watching(proc: Path = Path("/proc")) -> list[Finding]:
     """Tell which processes may be looked at: what `map` and `top` read is guarded as for reading by ptrace."""
     if not (proc / "self").exists():
-        return [Finding("processes", "no: there is no /proc, so no way to other processes; mount it", good=False)]
+        return [Finding("processes", "there is no /proc, so no way to other processes; mount it", good=False)]
     capabilities = held(proc / "self/status")
     every = "CAP_SYS_PTRACE" in capabilities
     whose = "of all users" if every else f"of user {os.geteuid()} that are dumpable"

@@ -20,11 +20,11 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import execmem
 from execmem.demo import MODES, to_count
-from execmem.draw import tell_time
+from execmem.draw import tell_bytes, tell_time
 from execmem.errors import ExecmemError, InvalidArgumentError
 from execmem.function import parse_signature
 
@@ -38,6 +38,7 @@ F32_MAX: Final = 3.4028235677973366e38  # from here on a number rounds to infini
 TRUTHS: Final = {"true": True, "1": True, "false": False, "0": False}
 FAILED: Final = "error"  # key of a message of the child
 WORD_BITS: Final = 64
+CODE_MAX: Final = 64 << 20  # bytes of a file
 
 
 class UsageError(Exception):
@@ -113,14 +114,18 @@ def read_code(word: str, form: str) -> bytes:
         message = "CODE is missing: a file, hex digits, or - for standard input"
         raise UsageError(message)
     if word == "-":
-        return decode(sys.stdin.buffer.read(), "standard input", form)
+        if sys.stdin is None:  # closed by who called
+            message = "standard input is closed: there is no code in it"
+            raise UsageError(message)
+        return decode(read_bounded(sys.stdin.buffer, "standard input"), "standard input", form)
     try:
         is_file = Path(word).exists()
     except (OSError, ValueError):  # too long for a path: many digits
         is_file = False
     if is_file:
         try:
-            return decode(Path(word).read_bytes(), word, form)
+            with Path(word).open("rb") as file:
+                return decode(read_bounded(file, word), word, form)
         except OSError as error:
             text = f"{word} cannot be read: {error.strerror}"
             raise ExecmemError(text) from None
@@ -129,6 +134,15 @@ def read_code(word: str, form: str) -> bytes:
     except UsageError as error:
         message = f"there is no file {word!r}, and it is no code in hex digits: {error}"
         raise UsageError(message) from None
+
+
+def read_bounded(file: BinaryIO, where: str) -> bytes:
+    """Return all of a file that is not larger than code is: some, as /dev/zero, have no end."""
+    data = file.read(CODE_MAX + 1)
+    if len(data) > CODE_MAX:
+        message = f"{where} has more than {tell_bytes(CODE_MAX)}: that is no code to try"
+        raise UsageError(message)
+    return data
 
 
 def decode(data: bytes, where: str, form: str) -> bytes:

@@ -319,3 +319,11 @@ def test_reading_leaves_no_files_open() -> None:
 
 def test_what_is_read_of_a_program_is_where_the_kernel_has_it() -> None:
     assert struct.calcsize(source.INFO.format) == source.INFO.size == 128
+
+
+def test_a_program_is_told_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path, *_: object, **__: object) -> str:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert source.read_locked(0) is None

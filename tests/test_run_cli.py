@@ -178,6 +178,20 @@ def test_a_file_without_code_is_told(
     assert words in capsys.readouterr().err
 
 
+def test_a_file_without_end_is_not_read_to_its_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_cli, "CODE_MAX", 1 << 20)
+    assert cli.main(["run", "/dev/zero", "--sig", "void()"]) == 2
+    assert capsys.readouterr().err == "execmem run: /dev/zero has more than 1.0 MB: that is no code to try\n"
+
+
+def test_a_closed_standard_input_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.main(["run", "-", "--sig", "void()"]) == 2
+    assert capsys.readouterr().err == "execmem run: standard input is closed: there is no code in it\n"
+
+
 def test_a_file_that_cannot_be_read_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(tmp_path), "--sig", "void()"]) == 1
     assert capsys.readouterr().err == f"execmem run: {tmp_path} cannot be read: Is a directory\n"

@@ -365,8 +365,12 @@ def read_program(file: int) -> Program:
 
 
 def read_locked(file: int) -> int | None:
-    """Return the memory that a program's file says it holds for instructions."""
-    found = re.search(r"^memlock:\s+(\d+)$", Path(f"/proc/self/fdinfo/{file}").read_text("ascii"), re.MULTILINE)
+    """Return the memory that a program's file says it holds for instructions; None where there is no /proc to ask."""
+    try:
+        text = Path(f"/proc/self/fdinfo/{file}").read_text("ascii")
+    except OSError:
+        return None
+    found = re.search(r"^memlock:\s+(\d+)$", text, re.MULTILINE)
     return int(found[1]) if found else None
 
 
