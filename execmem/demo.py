@@ -567,9 +567,10 @@ class Table:
         """Return what was promised and whether it held."""
         report = self.report
         same = report.calls == report.matched
-        lines = [("results", f"{report.matched:,} of {report.calls:,} calls gave exactly Python's result", same)]
+        told = f"{report.matched:,} of {report.calls:,} calls gave exactly Python's result"
+        lines: list[tuple[str, str, bool | None]] = [("results", told, same)]
         if not report.looks:
-            lines.append(("W^X", "not available: /proc/self/maps cannot be read", True))
+            lines.append(("W^X", "not available: /proc/self/maps cannot be read", None))
             return self._verdicts(lines)
         seen = f"no mapping was ever writable and executable ({report.looks:,} looks)"
         lines.append(
@@ -581,9 +582,10 @@ class Table:
         lines.append(("views", views, not report.writable_views or report.write_mode in MODES_WITH_VIEWS))
         return self._verdicts(lines)
 
-    def _verdicts(self, lines: Sequence[tuple[str, str, bool]]) -> list[str]:
-        words = {True: "ok", False: "FAILED"}
-        return [f"{name:<8} {self.paint.verdict(words[good], good=good)}  {text}" for name, text, good in lines]
+    def _verdicts(self, lines: Sequence[tuple[str, str, bool | None]]) -> list[str]:
+        """Return verdicts as lines; where nobody looked there is none."""
+        marks = {True: self.paint.verdict("ok", good=True), False: self.paint.verdict("FAILED", good=False), None: "- "}
+        return [f"{name:<8} {marks[good]}  {text}" for name, text, good in lines]
 
 
 # ---- the command ----
