@@ -187,6 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+    except MemoryError as error:
+        print(f"execmem {chosen}: there is not enough memory: {clean(str(error))}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader has seen enough, as `| head` has
         drop_output()
         return 1

@@ -21,7 +21,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 import numpy as np
 
@@ -590,14 +590,27 @@ class Table:
 
 # ---- the command ----
 
+COUNT_DIGITS: Final = 15  # no memory holds so many, and numpy's integers do
+
 
 def to_count(text: str) -> int:
     """Return a number of at least 1, for argparse; underscores and commas are allowed."""
     digits = text.replace(",", "").replace("_", "")
-    if not digits.isdecimal() or int(digits) < 1:
+    if not digits.isdecimal() or int(digits[:COUNT_DIGITS]) < 1:
         message = f"{text!r} is not a number of at least 1"
         raise argparse.ArgumentTypeError(message)
+    if len(digits) > COUNT_DIGITS:
+        message = f"{text!r} is more than can be counted: {COUNT_DIGITS} digits at most"
+        raise argparse.ArgumentTypeError(message)
     return int(digits)
+
+
+def to_seed(text: str) -> int:
+    """Return a number of at least 0, for argparse."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= COUNT_DIGITS):
+        message = f"{text!r} is not a number of at least 0 and at most {COUNT_DIGITS} digits"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -615,7 +628,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calls", type=to_count, default=1_000, metavar="N", help="blocks to call each time (1,000)")
     parser.add_argument("--mode", choices=MODES, help="write mode (the first that works here)")
     parser.add_argument("--mix", choices=MIXES, default="mixed", help="whose sizes to draw (mixed)")
-    parser.add_argument("--seed", type=int, default=1, help="of everything random (1)")
+    parser.add_argument("--seed", type=to_seed, default=1, help="of everything random (1)")
     parser.add_argument(
         "--code", choices=("auto", "compile", "shipped"), default="auto", help="where machine code comes from"
     )

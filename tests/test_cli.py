@@ -59,6 +59,8 @@ def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--count", "0"], "'0' is not a number of at least 1"),
         (["demo", "--count", "many"], "'many' is not a number of at least 1"),
         (["demo", "--calls", "-5"], "--calls"),
+        (["demo", "--count", "9" * 23], "is more than can be counted: 15 digits at most"),
+        (["demo", "--seed", "-1"], "'-1' is not a number of at least 0"),
         (["demo", "--mode", "rwx"], "invalid choice: 'rwx'"),
         (["demo", "--mix", "java"], "invalid choice: 'java'"),
         (["doctor", "extra"], "unrecognized arguments"),
@@ -400,3 +402,9 @@ def test_a_closed_stderr_changes_no_answer() -> None:
     )
     assert done.returncode == 0
     assert json.loads(done.stdout)
+
+
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "demo", "--count", "9" * 15, "--quiet", "--code", "shipped")
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("execmem demo: there is not enough memory: ")
