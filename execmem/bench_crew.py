@@ -132,7 +132,7 @@ class Cycles:
 
 PYTHON_LIVE = 1_000
 FROM_C, FROM_PYTHON, MANY = "cycle, from C", "cycle, Domain.place and Block.free", "place_many and free, a block"
-CALL, CALL_CTYPES = "call a placed function", "call it through ctypes"
+CALL, CALL_CTYPES = "call a placed function, void()", "call it through ctypes"
 POKE, FLIP = "change an instruction, execmem_poke", "change it between two mprotect"
 ROWS = {FROM_C: FROM_C, FROM_PYTHON: FROM_C, MANY: FROM_C, CALL: CALL, CALL_CTYPES: CALL, POKE: POKE, FLIP: POKE}
 

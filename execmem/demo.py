@@ -230,7 +230,12 @@ class Progress:
         self._shown = 0.0 if self.live else time.perf_counter()
         self.show(name, 0, items)
         clock = Clock(self, name, items)
-        yield clock
+        try:
+            yield clock
+        except BaseException:  # Ctrl-C too: what is printed next begins a line
+            if self.live and not self.quiet:
+                self.stream.write("\n")
+            raise
         seconds = clock.seconds()
         if aside:
             self.steps.append(Step(aside, items, clock.away))

@@ -171,7 +171,7 @@ const setTime = (to) => {
   const words = step < 0
     ? `0 s: nothing has happened; pieces of code that were there before: ${many(data.before)}`
     : `${seconds(time)} s: ${many(splits[step])} split so far, ${many(joins[step])} joined; ` +
-      `${many(live[step])} pieces of code live, ${size(bytes[step], 1)}`;
+      `pieces of code live: ${many(live[step])}, ${size(bytes[step], 1)}`;
   $("told").textContent = words;
   $("slider").setAttribute("aria-valuetext", words);
   counters.forEach(([times, values], i) => {

@@ -316,7 +316,7 @@ def test_a_browser_zooms_tells_and_goes_back_in_time(tmp_path: Path, way: str) -
 def check_hover(reader: Reader, colours: Mapping[int, str]) -> None:
     """Regions have the colours of their states, and what is known of them is told."""
     assert reader.shown() == [0, IN_ROW]
-    assert "4 s: 5 split so far, 1 joined; 11 pieces of code live" in reader.text("told")
+    assert "4 s: 5 split so far, 1 joined; pieces of code live: 11" in reader.text("told")
     states = {number: reader.colour(number) for number in (0, 64, 65, 110)}
     kinds = {0: State.WHOLE, 64: State.UNIFORM, 65: State.MIXED, 110: State.ABSENT}
     assert states == {number: colours[state] for number, state in kinds.items()}
