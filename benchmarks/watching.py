@@ -1,6 +1,6 @@
 """What it costs to watch a process, and what it costs the process.
 
-20 pictures of `execmem top` in a row tell what one costs, and `execmem map` is run once. Then a child with a million
+200 pictures of `execmem top` in a row, five times, tell what one costs; `execmem map` is run once. Then a child with a million
 blocks frees and allocates random ones, in batches, as fast as it can, while `execmem top` is stopped and let go on by
 turns: the child's CPU time of a cycle is compared between the turns, and as a control between turns without it.
 
@@ -70,6 +70,12 @@ def run_execmem(*arguments: str) -> tuple[float, float]:
     return cpu, time.perf_counter() - start
 
 
+def cost_pictures(pid: str) -> float:
+    """Return the CPU seconds of a picture: of 201 less those of one, which has the start of Python in it."""
+    one, many = (run_execmem("top", pid, "--every", "0", "--count", str(count))[0] for count in (1, 201))
+    return (many - one) / 200
+
+
 def take_turns(child: subprocess.Popen[str], turns: int) -> dict[str, list[float]]:
     """Return the child's ns a cycle in turns with a watcher at 2 Hz, and with one that is stopped."""
     assert child.stdin
@@ -105,14 +111,13 @@ def main() -> None:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
         pid = str(child.pid)
-        one, _ = run_execmem("top", pid, "--every", "0", "--count", "1")
-        many, _ = run_execmem("top", pid, "--every", "0", "--count", "21")
+        pictures = statistics.median(cost_pictures(pid) for _ in range(5))
         map_cpu, map_wall = run_execmem("map", pid, "--interval", "0")
         cycles = take_turns(child, options.turns)
         child.kill()
     report = {
         "blocks": options.blocks,
-        "ms_cpu_of_a_picture": (many - one) / 20 * 1e3,
+        "ms_cpu_of_a_picture": pictures * 1e3,
         "share_of_a_core_at_2_hz": cycles["top_share"][0],
         "seconds_cpu_of_map": map_cpu,
         "seconds_of_map": map_wall,
