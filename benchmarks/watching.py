@@ -1,8 +1,8 @@
 """What it costs to watch a process, and what it costs the process.
 
-200 pictures of `execmem top` in a row, five times, tell what one costs; `execmem map` is run once. Then a child with a million
-blocks frees and allocates random ones, in batches, as fast as it can, while `execmem top` is stopped and let go on by
-turns: the child's CPU time of a cycle is compared between the turns, and as a control between turns without it.
+200 pictures of `execmem top` in a row, five times, tell what one costs; `execmem map` is run once. Then a child with a
+million blocks frees and allocates random ones, in batches, as fast as it can, while `execmem top` is stopped and let go
+on by turns: the child's CPU time of a cycle is compared between the turns, and as a control between turns without it.
 
     python benchmarks/watching.py [--blocks 1000000] [--turns 60] [--out FILE]
 """
