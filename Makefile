@@ -229,7 +229,7 @@ ASAN_ENV = EXECMEM_SANITIZE=address,undefined EXECMEM_DEBUG=1
 # libstdc++ too, or the runtime does not find the exceptions of C++ extensions that Python loads later.
 ASAN_PRELOAD = $(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so)
 
-UNSANITIZED := directmap* draw* export occupancy replay_cli house bench* commands completion tui
+UNSANITIZED := directmap* draw* export occupancy notebook cli *_cli house bench* commands completion tui
 
 asan: asan-c asan-python
 

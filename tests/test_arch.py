@@ -219,6 +219,7 @@ def check_fixed(room: Room, sample: Sample, instructions: Instructions) -> None:
         assert told == [room.landing if sample.what == "landing" else room.trap]
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("name", ROOMS)
 def test_a_disassembler_reads_what_was_meant(name: str, encoded: dict[str, list[Sample]], tmp_path: Path) -> None:
     room = ROOMS[name]
