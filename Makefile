@@ -234,7 +234,7 @@ UNSANITIZED := directmap* draw* export occupancy notebook cli *_cli house bench*
 asan: asan-c asan-python
 
 # Python itself never frees all it has, so leaks are looked for in the C tests only. Some tests die of SIGSEGV on purpose.
-# Left out are tests of Python that has no C, and of C programs that are built without sanitizers.
+# Left out are tests of Python that has no C, of C programs that are built without sanitizers, and of commands: what C those call, others test.
 asan-python: build
 	@mkdir -p $(ASAN_TREE)
 	@for old in $(ASAN_TREE)/*; do case "$$old" in */build) ;; *) rm -rf "$$old" ;; esac; done

@@ -540,7 +540,7 @@ class Process:
                 raise WatchError(refusal(self.pid)) from None
             message = (
                 f"process {self.pid} closed the descriptor of its ledger, and only root may open the mapping at "
-                f"{span}: sudo execmem map {self.pid}"
+                f"{span}: run this with sudo"
             )
             raise WatchError(message) from None
 
