@@ -121,7 +121,8 @@ def test_a_bar_shows_what_is_where(
     first, second = striped_line(out)
     assert ("█" * each + "·" * each) * 16 in first
     assert re.search(r"50\.0% +64\.0 kB +16 (1x2M|512x4k|n/a)$", first)
-    assert ("A" * each + " " * each) * 16 in second
+    # By age: under a second, or on a busy machine up to a minute.
+    assert re.search(f"(?:(?:A{{{each}}}|B{{{each}}}|C{{{each}}}) {{{each}}}){{16}}", second)
     assert "oldest" in second
     assert f"domain striped ({striped.number}): " in out
     assert "events per second: not available: one look only" in out
@@ -134,7 +135,7 @@ def test_without_unicode_it_is_ascii(striped: execmem.Domain) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     out = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True).stdout.decode("ascii")
     assert "#." * 16 in striped_line(out)[0]
-    assert re.search(r"per second, over 0\.\d+ s: 0 allocs", out)
+    assert re.search(r"per second, over \d+\.\d\d s: 0 allocs", out)
 
 
 def test_owners_have_letters_and_the_emptiest_packs_come_first(
@@ -211,7 +212,7 @@ def test_a_pack_has_rows_and_a_row_has_chunks(
     code, out, _ = run(capsys, "map", os.getpid(), "--domain", "striped", "--pack", number)
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
-    assert f"│{'█' * 32}│ 100.0%       0 B      1 A" in out
+    assert re.search(rf"│{'█' * 32}│ 100\.0%       0 B      1 [ABC]", out)
     assert f"│{'·' * 32}│   0.0%   64.0 kB      0" in out
     assert len(re.findall(r"^\d+ +\+[0-9a-f]{6} │", out, re.MULTILINE)) == 32
     code, out, _ = run(capsys, "map", os.getpid(), "--domain", "striped", "--pack", number, "--row", "0")
@@ -219,7 +220,7 @@ def test_a_pack_has_rows_and_a_row_has_chunks(
     assert max(map(len, out.splitlines())) <= 80
     assert out.count("│" + "a" * 64 + "│") == 16
     address = min(block.address for block in stripes[1])
-    assert re.search(rf"^a {address:#014x} +65,536 +1,024 filled +\d+ ms  v8:cell\d+$", out, re.MULTILINE)
+    assert re.search(rf"^a {address:#014x} +65,536 +1,024 filled +(\d+ ms|\d+\.\d s)  v8:cell\d+$", out, re.MULTILINE)
     _, out, _ = run(capsys, "map", os.getpid(), "--domain", "striped", "--pack", number, "--row", "1")
     assert "no live block lies here" in out
 
@@ -465,7 +466,7 @@ def test_top_prints_one_picture_after_another(striped: execmem.Domain, capsys: p
         assert "█·" * 16 in shown
         assert re.search(r"16 (1x2M|512x4k|n/a)$", shown, re.MULTILINE)
     assert "one look only" in first
-    assert re.search(r"per second, over 0\.\d\d s: 0 allocs, 0 frees, 0 fills, 0 refusals", second)
+    assert re.search(r"per second, over \d+\.\d\d s: 0 allocs, 0 frees, 0 fills, 0 refusals", second)
     assert max(map(len, out.splitlines())) <= 80
 
 
