@@ -361,9 +361,9 @@ def test_interrupting_a_wait(run_child: Callable[..., str]) -> None:
         execmem.Domain("waits").place(b"code").retire()
         domain = execmem.Domain("waits")
         domain.place(b"code").retire()
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             execmem.retire_wait()
         except KeyboardInterrupt:
             leave.set()
