@@ -813,7 +813,7 @@ def test_a_fork_waits_for_other_threads(run_child: Callable[..., str]) -> None:
         thread.start()
         for _ in range(20):
             if os.fork() == 0:
-                signal.alarm(10)
+                signal.alarm(60)
                 execmem.Domain(window="2M").close()
                 os._exit(0)
             assert os.wait()[1] == 0
