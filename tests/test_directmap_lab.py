@@ -249,8 +249,11 @@ def test_a_machine_that_ends_badly_is_told(tmp_path: Path, lines: tuple[str, ...
 
 
 def test_a_machine_that_hangs_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match=r"it took longer than 1 s \(--timeout\)"):
-        boot(tmp_path, "it hangs", then="exec sleep 60", seconds=1)
+    for seconds in (1, 10, 60):  # on a busy machine a second may go by before the script has begun
+        with pytest.raises(LabError, match=rf"it took longer than {seconds} s \(--timeout\)"):
+            boot(tmp_path, "it hangs", then="exec sleep 600", seconds=seconds)
+        if (tmp_path / "pid").exists():
+            break
     assert is_gone(tmp_path)
 
 
@@ -430,13 +433,14 @@ def test_progress_is_drawn_on_a_terminal_once_it_takes_long(monkeypatch: pytest.
     with lab_cli.Progress(screen) as progress:
         progress.begin("booting")
         deadline = time.monotonic() + 30
-        while "booting, 0 s" not in screen.getvalue() and time.monotonic() < deadline:
+        while "booting, " not in screen.getvalue() and time.monotonic() < deadline:
             time.sleep(0.005)
         progress.download("http://x/y", 2_000_000, 4_000_000)
         while "fetching http://x/y: 2.0 of 4.0 MB" not in screen.getvalue() and time.monotonic() < deadline:
             time.sleep(0.005)
-    assert "booting, 0 s" in screen.getvalue()
-    assert "fetching http://x/y: 2.0 of 4.0 MB, 0 s" in screen.getvalue()
+    # The first line is drawn as soon as the thread gets a turn, on a busy machine after a second or two.
+    assert re.search(r"booting, \d+ s", screen.getvalue())
+    assert re.search(r"fetching http://x/y: 2\.0 of 4\.0 MB, \d+ s", screen.getvalue())
     assert screen.getvalue().endswith("\r\x1b[K")
 
 
