@@ -703,13 +703,13 @@ def test_programs_are_recorded_one_by_one_with_who_loaded_them(tmp_path: Path) -
         with subprocess.Popen([sys.executable, "-c", program]) as child:
             assert child.wait(60) == 0
         deadline = time.monotonic() + 30
-        owner = f"pid {child.pid}"
+        owner = f"pid {child.pid} "
         theirs: list[dict[str, Any]] = []
         # The kernel frees programs a moment after their last user has gone.
         while time.monotonic() < deadline and [row["kind"] for row in theirs].count(Kind.UNLOAD) < 2:
             time.sleep(0.01)
             recorder.sample()
-            theirs = [row for row in story(path) if row["owner"].startswith(owner)]
+            theirs = [row for row in story(path) if f"{row['owner']} ".startswith(owner)]
     loads = [row for row in theirs if row["kind"] == Kind.LOAD]
     unloads = [row for row in theirs if row["kind"] == Kind.UNLOAD]
     assert len(loads) >= 2
