@@ -27,17 +27,20 @@ def make_soak(minutes: float = 0.02) -> soak.Soak:
 @pytest.mark.unsanitized  # a sanitizer keeps what was freed
 def test_a_soak_of_seconds_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = tmp_path / "soak.json"
-    code = cli.main(["soak", "--minutes", "0.05", "--threads", "3", "--seed", "5", "--quiet", "--json", str(told)])
-    shown = capsys.readouterr().out
-    report = json.loads(told.read_text(encoding="utf-8"))
-    assert (code, report["wrong"], report["ok"]) == (0, [], True)
-    assert "every result was right" in shown
-    assert report["modes"]
+    for minutes in ("0.05", "0.3", "1"):  # a busy machine needs longer until there was time for a fork
+        code = cli.main(["soak", "--minutes", minutes, "--threads", "3", "--seed", "5", "--quiet", "--json", str(told)])
+        shown = capsys.readouterr().out
+        report = json.loads(told.read_text(encoding="utf-8"))
+        assert (code, report["wrong"], report["ok"]) == (0, [], True)
+        assert "every result was right" in shown
+        assert report["modes"]
+        assert report["mappings"][0] == report["mappings"][1]
+        assert report["files"][0] == report["files"][1]
+        assert max(len(line) for line in shown.splitlines()) <= 120
+        if report["forks"]:
+            break
     assert report["operations"] > 0 < report["checks"]
     assert report["forks"] > 0
-    assert report["mappings"][0] == report["mappings"][1]
-    assert report["files"][0] == report["files"][1]
-    assert max(len(line) for line in shown.splitlines()) <= 120
 
 
 def test_a_wrong_result_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
