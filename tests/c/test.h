@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define EXPECT(what)                                                                                                               \
 	do {                                                                                                                           \
@@ -20,6 +21,14 @@
 			        execmem_error_text());                                                                                         \
 			exit(1);                                                                                                               \
 		}                                                                                                                          \
+	} while (0)
+
+/* It is so within a minute. The kernel gives a child's memory back a moment after its end, while somebody reads its mappings, as ps does. */
+#define EXPECT_SOON(what)                                                                                                          \
+	do {                                                                                                                           \
+		for (int tries_ = 0; tries_ < 60000 && !(what); tries_++)                                                                  \
+			usleep(1000);                                                                                                          \
+		EXPECT(what);                                                                                                              \
 	} while (0)
 
 static char test_context[256]; /* what a failure was about: printed with it */
