@@ -28,6 +28,7 @@ T = TypeVar("T")
 SOCKET_FILTER: Final = 1
 PROG_LOAD: Final = 5
 SO_ATTACH_FILTER: Final = 26
+MINE: Final = f"em{os.getpid():x}"  # begins names of programs, with a letter that is no digit: another run has its own
 SECRET: Final = 447  # the number of memfd_secret, on every CPU
 
 
@@ -126,5 +127,5 @@ needs_x86_linux = pytest.mark.skipif(
 )
 
 if __name__ == "__main__":
-    with programs(int(sys.argv[1]), "watched"):
+    with programs(int(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "watched"):
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from kernel_code import classic_filters, have, load_functions, programs
+from kernel_code import MINE, classic_filters, have, load_functions, programs
 
 from execmem.directmap import perf, source
 from execmem.directmap.perf import Attribute, Event, Listener, Recording, Records
@@ -299,7 +299,7 @@ def hear(listener: Listener, prefix: str, count: int, kind: Kind) -> list[Event]
 
 @linux
 def test_a_thousand_programs_come_and_go_one_by_one(listener: Listener) -> None:
-    for half in ("ema", "emb"):
+    for half in (f"{MINE}g", f"{MINE}h"):
         begun = time.monotonic_ns()
         with programs(500, half) as names:
             loads = hear(listener, half, 500, Kind.LOAD)
@@ -333,9 +333,9 @@ def test_functions_of_one_program_have_its_number(listener: Listener) -> None:
 @linux
 def test_the_process_that_loads_is_told(listener: Listener) -> None:
     script = str(Path(__file__).with_name("kernel_code.py"))
-    with subprocess.Popen([sys.executable, script, "3"]) as child:
+    with subprocess.Popen([sys.executable, script, "3", f"{MINE}w"]) as child:
         assert child.wait() == 0
-        heard = hear(listener, "watched", 3, Kind.LOAD)
+        heard = hear(listener, f"{MINE}w", 3, Kind.LOAD)
     assert {event.pid for event in heard} == {child.pid}
 
 
@@ -343,18 +343,18 @@ def test_the_process_that_loads_is_told(listener: Listener) -> None:
 def test_classic_filters_are_not_heard(listener: Listener) -> None:
     with classic_filters(20):
         pass
-    with programs(1, "emend"):
+    with programs(1, f"{MINE}n"):
         assert listener.wait(60)
         heard = [event for event in listener.read() if event.client is not Client.TRAMPOLINE]
-    mine = [event for event in heard if event.name.endswith("_emend0")]
+    mine = [event for event in heard if event.name.endswith(f"_{MINE}n0")]
     assert len(mine) == 1
     assert not [event for event in heard if event.pid == mine[0].pid and event is not mine[0]]
 
 
 @linux
 def test_two_listeners_hear_the_same(listener: Listener) -> None:
-    with Listener() as other, programs(5, "emtwo"):
-        first, second = (hear(one, "emtwo", 5, Kind.LOAD) for one in (listener, other))
+    with Listener() as other, programs(5, f"{MINE}t"):
+        first, second = (hear(one, f"{MINE}t", 5, Kind.LOAD) for one in (listener, other))
     assert [replace(event, ns=0) for event in first] == [replace(event, ns=0) for event in second]
     assert all(event.ns and event.pid for event in (*first, *second))
 
@@ -362,15 +362,15 @@ def test_two_listeners_hear_the_same(listener: Listener) -> None:
 @linux
 def test_a_ring_that_is_full_loses_and_says_so() -> None:
     with have(lambda: Listener(1)) as small:
-        with programs(300, "emlost"):
+        with programs(300, f"{MINE}l"):
             heard = small.read()
         with programs(1, "emafter"):
             heard += small.read()
         assert small.lost > 0
-        assert 0 < len([event for event in heard if "_emlost" in event.name]) < 300
+        assert 0 < len([event for event in heard if f"_{MINE}l" in event.name]) < 300
         assert small.read(last=True) is not None
-        with programs(20, "emagain"):
-            assert len(hear(small, "emagain", 20, Kind.LOAD)) == 20  # the ring goes round
+        with programs(20, f"{MINE}r"):
+            assert len(hear(small, f"{MINE}r", 20, Kind.LOAD)) == 20  # the ring goes round
 
 
 @linux
@@ -391,13 +391,13 @@ def test_what_perf_records_is_read_as_it_was_heard(listener: Listener, tmp_path:
     data, script = tmp_path / "perf.data", Path(__file__).with_name("kernel_code.py")
     command = [tool, "record", "-a", "-e", "dummy", "-k", "CLOCK_MONOTONIC", "-o", str(data)]
     done = subprocess.run(
-        [*command, "--", sys.executable, str(script), "5"], capture_output=True, text=True, check=False
+        [*command, "--", sys.executable, str(script), "5", f"{MINE}p"], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"perf cannot record here: {done.stderr.strip()[-200:]}")
-    heard = hear(listener, "watched", 5, Kind.LOAD)
+    heard = hear(listener, f"{MINE}p", 5, Kind.LOAD)
     found = perf.read_data(data)
-    loads = [event for event in found.events if "_watched" in event.name and event.kind == Kind.LOAD]
+    loads = [event for event in found.events if f"_{MINE}p" in event.name and event.kind == Kind.LOAD]
     assert [(event.at, event.size, event.id, event.name) for event in loads] == [
         (event.at, event.size, event.id, event.name) for event in heard
     ]
@@ -406,7 +406,7 @@ def test_what_perf_records_is_read_as_it_was_heard(listener: Listener, tmp_path:
     text = subprocess.run(
         [tool, "script", "-i", str(data), "--show-bpf-events"], capture_output=True, text=True, check=True
     ).stdout
-    told = [event for event in perf.read_script(text.splitlines()).events if "_watched" in event.name]
+    told = [event for event in perf.read_script(text.splitlines()).events if f"_{MINE}p" in event.name]
     assert [(event.at, event.id) for event in told if event.kind == Kind.LOAD] == [
         (event.at, event.id) for event in heard
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kernel_code import as_nobody, classic_filters, have, load_functions, load_program, programs
+from kernel_code import MINE, as_nobody, classic_filters, have, load_functions, load_program, programs
 
 from execmem.directmap import source
 from execmem.directmap.source import Area, NotAvailable, Splits, Use, Zone
@@ -183,16 +183,16 @@ def test_areas_of_this_kernel_are_found() -> None:
 @linux
 def test_programs_are_told_while_they_live() -> None:
     have(source.read_programs)
-    with programs(3, "emsrc"):
-        found = {one.name: one for one in source.read_programs() if one.name.startswith("emsrc")}
-    assert sorted(found) == ["emsrc0", "emsrc1", "emsrc2"]
-    one = found["emsrc2"]
+    with programs(3, f"{MINE}s") as names:
+        found = {one.name: one for one in source.read_programs() if one.name in names}
+    assert sorted(found) == names
+    one = found[names[2]]
     assert (one.type, one.instructions, one.uid, len(one.tag)) == (1, 8 * 5, 0, 16)
     assert one.code is not None
     assert len(one.functions) == 1
     assert {length for _, length in one.functions} <= {one.code, None}
     assert one.loaded_ns > 0
-    assert not [one for one in source.read_programs() if one.name.startswith("emsrc")]
+    assert not [one for one in source.read_programs() if one.name in names]
 
 
 def settle() -> source.Unseen:
@@ -209,7 +209,8 @@ def settle() -> source.Unseen:
 @linux
 def test_classic_filters_are_seen_by_difference() -> None:
     have(source.read_unseen)
-    for _ in range(3):  # others may load programs meanwhile
+    end = time.monotonic() + 60
+    while time.monotonic() < end:  # others may load programs meanwhile
         before = settle()
         with classic_filters(20):
             during = source.read_unseen()
@@ -230,12 +231,18 @@ def test_classic_filters_are_seen_by_difference() -> None:
 
 @linux
 def test_code_of_programs_counts_against_the_limit() -> None:
-    before = have(source.read_jit)
-    file = load_program(3000, "emlong")
-    try:
-        then = source.read_jit()
-    finally:
-        os.close(file)
+    have(source.read_jit)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        before = source.read_jit()
+        file = load_program(3000, "emlong")
+        try:
+            then = source.read_jit()
+        finally:
+            os.close(file)
+        settle()
+        if source.read_jit().programs == before.programs:  # else others loaded or freed programs meanwhile
+            break
     assert then.enabled
     assert then.limit > 1 << 20
     assert before.programs is not None
