@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -662,12 +664,19 @@ def answer(child: subprocess.Popen[str], expected: str) -> None:
         pytest.skip(line)
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Let no other run of the tests take secret memory meanwhile: its processes would be suspects too."""
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    yield
+    os.close(folder)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "aarch64"}, reason="the number of memfd_secret is not known")
 def test_the_split_by_a_process_is_attributed_to_it(tmp_path: Path) -> None:
-    """It splits a region or two, which stay split until the machine is booted again: hence one page at a time.
-
-    Other processes that take secret memory in the same second would be suspects too.
-    """
+    """It splits a region or two, which stay split until the machine is booted again: hence one page at a time."""
     path, stop = tmp_path / "a.trace", threading.Event()
     with subprocess.Popen(
         [sys.executable, "-I", "-c", SPLITTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
