@@ -693,7 +693,8 @@ def test_the_split_by_a_process_is_attributed_to_it(tmp_path: Path) -> None:
             recorder.run(every=0.01, wait=lambda seconds: recorder.splits or stop.wait(seconds))
             walked = means.regions is not None
         child.stdin.write("\n")
-    splits = [row for row in story(path) if row["kind"] == Kind.SPLIT and row["size"] == HUGE]
+    # What else runs on the machine may split too; such a split has no owner, for nobody took secret memory.
+    splits = [row for row in story(path) if row["kind"] == Kind.SPLIT and row["size"] == HUGE and row["owner"]]
     assert splits
     assert {row["owner"].split()[1] for row in splits} == {str(child.pid)}
     assert all(row["name"].startswith("it got secret memory (memfd_secret)") for row in splits)
