@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import unicodedata
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WIDTH_MIN, WIDTH_MAX = 76, 120
+FSI, PDI = "\u2068", "\u2069"  # around text whose direction is its own: Unicode annex 9, isolates
+# Blocks of letters, and of numbers, that are read from right to left, or that turn what is beside them.
+_TURNED_LETTERS = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
+TURNED = re.compile(f"[{_TURNED_LETTERS}]+(?:[ _.'\"-]+[{_TURNED_LETTERS}]+)*")
+ISOLATED = re.compile(f"({FSI}{TURNED.pattern}{PDI})")
 
 
 def text_width() -> int:
@@ -84,15 +90,44 @@ class Paint:
         return self._wrap(full, "36") + self.dim(rest)
 
 
-def clean(text: str) -> str:
-    r"""Return a text that others wrote (names of processes and programs) without what a terminal would act on.
+def make_visible(text: str, *, unicode: bool = True) -> str:
+    r"""Return a text that others wrote without what a terminal would act on, also marks that turn the order of letters.
 
-    >>> print(clean("a" + chr(27) + "[2Jb"))
-    a\x1b[2Jb
+    >>> print(make_visible("a" + chr(27) + "[2Jb" + chr(0x202E)), make_visible(chr(0x5D0), unicode=False))
+    a\x1b[2Jb\u202e \u05d0
     """
-    if text.isprintable():
+    if text.isprintable() and (unicode or text.isascii()):
         return text
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return "".join(
+        each if each.isprintable() and (unicode or each.isascii()) else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def clean(text: str) -> str:
+    r"""Return a text for people, visible, in which letters that are read from right to left turn nothing else around.
+
+    Each run of them stands between marks of Unicode (FSI, PDI), which have no width: what is beside it, such as numbers
+    of ours, keeps its place. A run is words of such letters. What this has returned is returned as it is. Names for
+    programs, in JSON or metrics, are not for this.
+
+    >>> ascii(clean(chr(0x5D0) + " 12")), clean(clean(chr(0x5D0))) == clean(chr(0x5D0))
+    ("'\\u2068\\u05d0\\u2069 12'", True)
+    """
+    if text.isprintable() and not TURNED.search(text):
+        return text
+    pieces = ISOLATED.split(text)  # every second one is such a run
+    return "".join(
+        piece
+        if place % 2 and piece[1:-1].isprintable()
+        else TURNED.sub(lambda run: FSI + run[0] + PDI, make_visible(piece))
+        for place, piece in enumerate(pieces)
+    )
+
+
+def close(text: str) -> str:
+    """Return a text that was cut, with the end of the run in it that lost its own."""
+    return text + PDI if text.rfind(FSI) > text.rfind(PDI) else text
 
 
 def tell_bytes(value: float) -> str:
@@ -120,7 +155,7 @@ def tell_time(seconds: float) -> str:
 
 
 def width_of(text: str) -> int:
-    """Return how many columns of a terminal a text takes: two for each wide letter, none for a mark upon another.
+    """Return how many columns of a terminal a text takes: two for each wide letter, none for a mark.
 
     >>> width_of("ab"), width_of(chr(0x6F22) * 2), width_of("e" + chr(0x301))
     (2, 4, 1)
@@ -128,7 +163,7 @@ def width_of(text: str) -> int:
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 or char in {FSI, PDI} for char in text)
 
 
 def cut(text: str, most: int) -> str:
@@ -144,7 +179,7 @@ def cut(text: str, most: int) -> str:
         if width_of(kept + char) > most - 2:
             break
         kept += char
-    return kept + ".."
+    return close(kept) + ".."
 
 
 def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -155,7 +190,8 @@ def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
     >>> columns(["packs", "45", "note"], [8, -5, 0])
     'packs       45 note'
     """
-    padded = [
-        cell.ljust(width) if width >= 0 else cell.rjust(-width) for cell, width in zip(cells, widths, strict=True)
-    ]
+    padded = []
+    for cell, width in zip(cells, widths, strict=True):
+        room = " " * (abs(width) - width_of(cell))
+        padded.append(cell + room if width >= 0 else room + cell)
     return " ".join(padded).rstrip()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from execmem import draw
 from execmem.directmap import region
 from execmem.directmap.record import HUGE, NS
 from execmem.directmap.trace import Client, Kind
@@ -67,8 +68,7 @@ def cut(text: str, width: int) -> str:
     >>> cut("a very long name", 8), cut("short", 8)
     ('a very..', 'short')
     """
-    text = clean(text)
-    return text if len(text) <= width else f"{text[: max(width - 2, 0)]}.."
+    return draw.cut(clean(text), width)
 
 
 # ---- the atlas ----

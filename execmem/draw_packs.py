@@ -12,7 +12,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from execmem.draw import columns, cut, tell_bytes, width_of
+from execmem.draw import clean, columns, cut, make_visible, tell_bytes, width_of
 from execmem.survey import AGES, NO_CLASS, OTHER, OWNERS_SHOWN, ROW_CHUNKS
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ def printable(text: str, paint: Paint, most: int = NAME_LENGTH) -> str:
     >>> printable("a\x1b[2Jb", Paint(colour=False, unicode=True)), printable("ä" * 9, Paint(False, False), 9)
     ('a\\x1b[2Jb', '\\xe4\\xe..')
     """
-    shown = "".join(
-        char if char.isprintable() and (paint.unicode or char.isascii()) else char.encode("unicode_escape").decode()
-        for char in text
-    )
-    return cut(shown, most)
+    return cut(clean(text if paint.unicode else make_visible(text, unicode=False)), most)
 
 
 def tell_age(ms: float) -> str:

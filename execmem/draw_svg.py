@@ -17,7 +17,7 @@ import numpy as np
 
 from execmem.directmap.history import REGION, SEEN, UNKNOWN
 from execmem.directmap.region import State
-from execmem.draw import clean, tell_bytes
+from execmem.draw import clean, close, tell_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -86,7 +86,7 @@ def tell(text: str) -> str:
 def shorten(text: str, letters: int) -> str:
     """Return a text of at most so many letters, once it is clean."""
     text = clean(text)
-    return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return text if len(text) <= letters else close(text[: letters - 1]) + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def write(x: float, y: float, text: str, look: str = "em-ink", anchor: str = "start") -> str:

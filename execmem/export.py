@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from execmem.directmap import region, source
 from execmem.directmap.source import NotAvailable, Use
-from execmem.draw import clean, tell_version
+from execmem.draw import make_visible, tell_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,7 +102,7 @@ class Page:
     def add(self, name: str, value: float, **labels: str) -> None:
         """Add to a sample: those of equal labels are summed, for no series may be there twice."""
         found = self.samples.setdefault(name, {})
-        key = tuple((label, clean(text)) for label, text in labels.items())
+        key = tuple((label, make_visible(text)) for label, text in labels.items())
         found[key] = found.get(key, 0) + value
 
     def drop(self, name: str, **labels: str) -> None:
@@ -124,7 +124,7 @@ class Page:
         """Tell that a source was read, or why it was not."""
         self.add("execmem_source_up", int(why is None), source=name)
         if why is not None:
-            self.missing[name] = clean(why)
+            self.missing[name] = make_visible(why)
 
 
 # ---- the formats ----

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from execmem._core import lib
-from execmem.draw import clean
+from execmem.draw import make_visible
 from execmem.watch import FILE_PREFIX, Ledger, Look, Process, WatchError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Watched:
 def command_of(pid: int) -> str:
     """Return the name of a process's command, which is short and the same for all who run it."""
     try:
-        return clean(Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n").decode("utf-8", "replace"))
+        return make_visible(Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n").decode("utf-8", "replace"))
     except OSError:
         return "(ended)"
 
@@ -192,7 +192,7 @@ class Fleet:
         """Give domains that are new their labels, those with most memory first."""
         used = {names for watched in self._watched.values() for names in watched.names.values()} | {OTHER}
         new = [
-            (-(reading.now["pack_bytes"] or 0), watched.command, clean(ledger.name), watched, ledger)
+            (-(reading.now["pack_bytes"] or 0), watched.command, make_visible(ledger.name), watched, ledger)
             for watched in self._watched.values()
             for ledger, reading in watched.last.items()
             if ledger not in watched.names
