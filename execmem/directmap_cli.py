@@ -54,17 +54,26 @@ def write_pictures(options: argparse.Namespace, told: history.History) -> None:
     picture.write_pictures(options, lambda: draw_svg.draw_history(told), lambda: draw_html.draw_page(told))
 
 
-def walk_now(header: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """Return the states of regions as they are now, if a trace is of this machine since it was started."""
+def walk_now(header: Mapping[str, Any]) -> region.Walk:
+    """Return the regions as they are now, if a trace is of this machine since it was started."""
     here = describe_machine()
     booted = [known["start_realtime_ns"] - known["start_ns"] for known in (header, here)]
     if header["kernel"] != here["kernel"] or abs(booted[0] - booted[1]) > SAME_BOOT:
         why = "--walk reads the page tables of this machine as it runs, the trace is of another or of before its start"
-        raise NotAvailable(why=why, remedy="leave out --walk: the atlas shows what the trace tells")
-    return region.walk().state
+        raise NotAvailable(why=why, remedy="leave out --walk: what the trace itself tells is shown")
+    return region.walk()
 
 
 SAME_BOOT: Final = 60 * record.NS  # clocks are set while a machine runs
+
+
+def sum_regions(walk: region.Walk | None) -> dict[str, Any]:
+    """Return how many regions are in each state, and which are split; None where nobody looked."""
+    return {
+        "regions": walk and {state.name.lower(): walk.count(state) for state in region.State},
+        "split_regions": walk and np.flatnonzero(np.isin(walk.state, region.SPLIT)).tolist(),
+    }
+
 
 # ---- show ----
 
@@ -94,10 +103,9 @@ def show(options: argparse.Namespace) -> int:
             "machine": platform.machine(),
             "kernel": platform.release(),
             "counters": counters,
-            "regions": walk and {state.name.lower(): walk.count(state) for state in region.State},
+            **sum_regions(walk),
             "jit": jit and jit_as_dict(jit),
             "free": zones and [asdict(zone) for zone in zones],
-            "split_regions": walk and np.flatnonzero(np.isin(walk.state, region.SPLIT)).tolist(),
             "sources": {name: "available" if why is None else str(why) for name, why in missing.items()},
         }
         print(json.dumps(found, indent=2))
@@ -344,6 +352,7 @@ def report(options: argparse.Namespace) -> int:
             print(f"reading {tell_bytes(size)} of rows: some seconds, and five times as much memory", file=sys.stderr)
         files = (options.csv, options.parquet, options.perfetto, *picture.names(options))
         picture.check_outputs(files, options.file)
+        walk = walk_now(trace.header) if options.walk else None
         if options.csv:
             with picture.written_whole(options.csv) as part, part.open("w", encoding="utf-8", newline="") as file:
                 convert.write_csv(trace.rows(), file)
@@ -355,13 +364,17 @@ def report(options: argparse.Namespace) -> int:
             with picture.written_whole(options.perfetto) as part, open_text(part, packed=packed) as file:
                 convert.write_perfetto(trace.rows(), trace.header, file)
         if picture.names(options):
-            state = walk_now(trace.header) if options.walk else None
-            write_pictures(options, history.tell(trace.rows(), trace.header, state))
-        found = summarise(trace)
+            write_pictures(options, history.tell(trace.rows(), trace.header, walk.state if walk else None))
+        found = summarise(trace) | sum_regions(walk)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
         print_report(found)
+        if walk:
+            paint = Paint.of(sys.stdout)
+            print(paint.rule(text_width()))
+            print("regions as page tables have them now, not as the trace ends:")
+            print("\n".join(draw_atlas(walk.state, paint)))
     return 0
 
 
@@ -442,7 +455,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--perfetto", metavar="OUT", help="write all rows for ui.perfetto.dev too; compressed if OUT ends in .gz"
     )
-    one.add_argument("--walk", action="store_true", help="draw all regions, as page tables have them now; for root")
+    one.add_argument(
+        "--walk", action="store_true", help="tell and draw all regions, as page tables have them now; for root"
+    )
     one.set_defaults(act=report)
 
 

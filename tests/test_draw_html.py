@@ -212,6 +212,24 @@ def test_all_regions_are_drawn_of_this_machine_only(
     assert data_of((tmp_path / "a.html").read_text(encoding="utf-8"))["begin"]["count"] == 192
 
 
+def test_a_walk_is_told_without_a_picture_too(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(region, "walk", some_walk)
+    assert "the trace is of another" in run(capsys, "report", trace, "--walk")[2]
+    mine = tmp_path / "mine.trace"
+    with Writer(mine, describe_machine()):
+        pass
+    assert "page tables" not in run(capsys, "report", mine)[1]
+    out = run(capsys, "report", mine, "--walk")[1]
+    assert "regions as page tables have them now, not as the trace ends:\n   0 B  " in re.sub("  +0 B", "   0 B", out)
+    assert "a letter is 2 MB, the worst of it: " in out
+    without, found = (json.loads(run(capsys, "report", mine, "--json", *walk)[1]) for walk in ((), ("--walk",)))
+    assert (without["regions"], without["split_regions"]) == (None, None)
+    assert found["regions"] == {state.name.lower(): some_walk().count(state) for state in State}
+    assert len(found["split_regions"]) == some_walk().split > 0
+
+
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, link = tmp_path / "a.svg", tmp_path / "link.svg"
     picture.write_whole(str(target), "first")
