@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import execmem
 from execmem._core import ffi, lib
-from execmem.demo import MODES, read_maps, to_count
+from execmem.demo import MODES, to_count
 from execmem.draw import Paint, clean, columns, tell_bytes, text_width
 from execmem.picture import write_whole
 
@@ -101,10 +101,11 @@ class Report:
     forks: int = 0  # children that did their work and ended well
     sealed: int = 0  # domains, by them
     checks: int = 0  # domains whose every law was checked
-    resident: list[int] = field(default_factory=list)  # bytes at start, peak, end
+    resident: list[int | None] = field(default_factory=list)  # bytes at start, peak, end; None: could not be read
     packs: list[int] = field(default_factory=list)  # likewise, in the soak's domains
-    mappings: list[int] = field(default_factory=list)  # of memory files of execmem, at start and end
-    files: list[int] = field(default_factory=list)  # likewise, file descriptors
+    mappings: list[int | None] = field(default_factory=list)  # of memory files of execmem, at start and end
+    files: list[int | None] = field(default_factory=list)  # likewise, file descriptors
+    missing: dict[str, str] = field(default_factory=dict)  # which of these three could not be read, and why
     kept: int = 0  # blocks of batches that a failure left out of use until their domain closed
     interrupted: bool = False
     wrong: list[str] = field(default_factory=list)  # what must not be
@@ -116,26 +117,23 @@ class Report:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, or 0 where /proc cannot be read."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Return the resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def count_mappings() -> int:
     """Count the mappings of execmem's memory files."""
-    return sum("/memfd:execmem" in line for line in read_maps() or ())
+    with Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as lines:
+        return sum("/memfd:execmem" in line for line in lines)
 
 
 def count_files() -> int:
-    """Count open file descriptors, or 0 where /proc cannot be read; not those that other threads read /proc through."""
+    """Count open file descriptors; not those that other threads read /proc through."""
     count = 0
-    with contextlib.suppress(OSError):
-        for entry in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # it was closed meanwhile
-                target = str(entry.readlink())
-                count += not target.startswith("/proc/") or target.endswith("/mem")
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            target = str(entry.readlink())
+            count += not target.startswith("/proc/") or target.endswith("/mem")
     return count
 
 
@@ -339,6 +337,14 @@ class Soak:
         self.report.wrong.append(text)
         self.stopped.set()
 
+    def _read(self, what: str, read: Callable[[], int]) -> int | None:
+        """Return what a file of /proc tells; None where it does not, and keep why."""
+        try:
+            return read()
+        except OSError as error:
+            self.report.missing[what] = f"{error.filename}: {error.strerror}; it needs /proc, readable by this process"
+            return None
+
     def run(self) -> Report:
         """Soak for the time asked for, or until Ctrl-C."""
         report = self.report
@@ -347,9 +353,9 @@ class Soak:
                 domain.place(adder(1)).free()
                 report.modes.append(mode)
         gc.collect()
-        report.resident = [resident_bytes()] * 3
-        report.mappings = [count_mappings()]
-        report.files = [count_files()]
+        report.resident = [self._read("resident", resident_bytes)] * 3
+        report.mappings = [self._read("mappings", count_mappings)]
+        report.files = [self._read("files", count_files)]
         began = time.monotonic()
         set_aside = signal.signal(signal.SIGINT, self._interrupt)
         try:
@@ -410,7 +416,8 @@ class Soak:
         report.operations = sum(worker.operations for worker in self.workers)
         report.calls = sum(worker.calls for worker in self.workers)
         report.refusals = sum(worker.refusals for worker in self.workers)
-        report.resident[1] = max(report.resident[1], resident_bytes())
+        now = self._read("resident", resident_bytes)
+        report.resident[1] = max((known for known in (report.resident[1], now) if known is not None), default=None)
         packs = sum(int(domain.header()["packs_live"][0]) for domain in self.domains)
         report.packs[1] = max(report.packs[1], packs)
 
@@ -533,15 +540,24 @@ class Soak:
             self.fail(f"at the end: {traceback.format_exc(limit=-3)}")
         self.domains.clear()
         gc.collect()
-        report.resident[2] = resident_bytes()
-        report.mappings.append(count_mappings())
-        report.files.append(count_files())
-        if report.mappings[1] > report.mappings[0]:
-            self.fail(f"{report.mappings[1] - report.mappings[0]} mappings were left behind")
-        if report.files[1] != report.files[0]:
-            self.fail(f"{report.files[0]} files were open at the start, {report.files[1]} at the end")
-        if report.resident[2] > report.resident[0] + RESIDENT_SLACK:
-            self.fail(f"{tell_bytes(report.resident[2] - report.resident[0])} of memory were left behind")
+        report.resident[2] = self._read("resident", resident_bytes)
+        report.mappings.append(self._read("mappings", count_mappings))
+        report.files.append(self._read("files", count_files))
+        for what, told in (("resident", report.resident), ("mappings", report.mappings), ("files", report.files)):
+            first, last = told[0], told[-1]
+            if first is not None and last is not None and (why := tell_left(what, first, last)):
+                self.fail(why)
+
+
+def tell_left(what: str, first: int, last: int) -> str:
+    """Return what a soak left behind; empty: nothing."""
+    if what == "mappings" and last > first:
+        return f"{last - first} mappings were left behind"
+    if what == "files" and last != first:
+        return f"{first} files were open at the start, {last} at the end"
+    if what == "resident" and last > first + RESIDENT_SLACK:
+        return f"{tell_bytes(last - first)} of memory were left behind"
+    return ""
 
 
 # ---- what is shown ----
@@ -576,11 +592,21 @@ class Line:
         self.stream.flush()
 
 
+WIDTHS: Final = (22, -14, -14, -14)
+
+
+def tell_row(report: Report, name: str, what: str, told: Callable[[int], str]) -> str:
+    """Return start, peak if it has one, and end, or why they are not known."""
+    if what in report.missing:
+        return f"{name:<22} not available: {clean(report.missing[what])}"
+    known = [told(value) for value in getattr(report, what) if value is not None]
+    return columns((name, known[0], *([""] * (3 - len(known))), *known[1:]), WIDTHS)
+
+
 def tell(report: Report, paint: Paint, width: int) -> str:
     """Return the report as text."""
     heading = f"execmem soak: {report.threads} threads, {report.seconds:.0f} s, seed {report.seed}"
-    widths = (22, -14, -14, -14)
-    start, peak, end = report.resident
+    widths = WIDTHS
     packs = report.packs or [0, 0, 0]
     lines = [
         paint.head(heading),
@@ -597,15 +623,17 @@ def tell(report: Report, paint: Paint, width: int) -> str:
         + paint.dim("  out of use, their batch refused midway"),
         "",
         paint.head(columns(("", "start", "peak", "end"), widths)),
-        columns(("resident memory", tell_bytes(start), tell_bytes(peak), tell_bytes(end)), widths),
+        tell_row(report, "resident memory", "resident", tell_bytes),
         columns(("packs", *(f"{count:,}" for count in packs)), widths),
-        columns(("mappings", f"{report.mappings[0]:,}", "", f"{report.mappings[1]:,}"), widths),
-        columns(("file descriptors", f"{report.files[0]:,}", "", f"{report.files[1]:,}"), widths),
+        tell_row(report, "mappings", "mappings", "{:,}".format),
+        tell_row(report, "file descriptors", "files", "{:,}".format),
         "",
     ]
     lines += [f"{paint.bad('WRONG')}  {text}" for text in report.wrong[:10]]
     ended = "ended early by Ctrl-C; until then " if report.interrupted else ""
-    verdict = "every result was right, no law was broken, nothing was left behind" if report.ok else "it did not hold"
+    verdict = "every result was right, no law was broken, " if report.ok else "it did not hold"
+    if report.ok:
+        verdict += "nothing was left behind" + " that can be seen here" * bool(report.missing)
     lines.append(f"{paint.verdict('ok' if report.ok else 'FAILED', good=report.ok)}  {ended}{verdict}")
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from execmem import cli, soak
 from execmem.draw import Paint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -62,6 +64,27 @@ def test_what_is_left_behind_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
     report = make_soak().run()
     left[0].close()
     assert any("left" in text or "open at the start" in text for text in report.wrong)
+
+
+def test_what_cannot_be_read_is_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> Callable[[], int]:
+        def read() -> int:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+        return read
+
+    monkeypatch.setattr(soak, "resident_bytes", refuse("/proc/self/statm"))
+    monkeypatch.setattr(soak, "count_mappings", refuse("/proc/self/maps"))
+    monkeypatch.setattr(soak, "count_files", refuse("/proc/self/fd"))
+    report = make_soak().run()
+    assert (report.resident, report.mappings, report.files) == ([None] * 3, [None] * 2, [None] * 2)
+    assert report.wrong == []
+    shown = soak.tell(report, Paint(colour=False, unicode=False), 80)
+    why = "No such file or directory; it needs /proc, readable by this process\n"
+    assert f"resident memory        not available: /proc/self/statm: {why}" in shown
+    assert f"mappings               not available: /proc/self/maps: {why}" in shown
+    assert f"file descriptors       not available: /proc/self/fd: {why}" in shown
+    assert "nothing was left behind that can be seen here" in shown
 
 
 @pytest.mark.unsanitized  # a sanitizer keeps what was freed
