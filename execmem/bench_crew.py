@@ -18,6 +18,7 @@ import platform
 import signal
 import time
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,7 +26,9 @@ import numpy as np
 import execmem
 from execmem import bench_loops
 from execmem.bench_loops import BLOCK, OP, PEERS, RETURNS, STEP, PeerError, Population, Script
-from execmem.errors import ExecmemError
+
+if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
+    from execmem.errors import ExecmemError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

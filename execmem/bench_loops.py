@@ -16,6 +16,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +24,11 @@ import numpy as np
 
 import execmem
 from execmem import demo_code
-from execmem._core import ffi, lib
 from execmem.demo_code import Code, DemoError, Machine
-from execmem.memory import to_mode
+
+if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
+    from execmem._core import ffi, lib
+    from execmem.memory import to_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,7 +14,8 @@
     execmem completion what a shell needs to complete all this
 
 A command is a module with two functions: `add_arguments` declares its options, `run` runs it and returns the exit code.
-Only the one that was asked for is imported, so those that need no compiled core work where it is missing.
+Only the one that was asked for is imported, so those that need no compiled core work where it is missing; the others
+tell their options there, and why they cannot run.
 """
 
 from __future__ import annotations
@@ -37,18 +38,23 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
 USAGE = 2
+CORE = "execmem._core"
 INTERRUPTED = 130  # what shells report for SIGINT
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # of the file behind stdout: not our fault
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, one line about it, the module that has `add_arguments` and `run`, its key in GROUPS."""
+    """A command: its name, one line about it, the module that has `add_arguments` and `run`, its key in GROUPS.
+
+    `core`: to run it needs the compiled core; its options can be told without.
+    """
 
     name: str
     summary: str
     module: str
     group: str
+    core: bool = False
 
 
 GROUPS = {
@@ -58,13 +64,17 @@ GROUPS = {
     "shell": "in the shell",
 }
 COMMANDS = (
-    Command("demo", "place, call and free 100,000 functions of real machine code", "execmem.demo", "try"),
-    Command("run", "place machine code and call it", "execmem.run_cli", "try"),
-    Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor", "try"),
-    Command("bench", "measure placing, freeing and calling code here, beside others", "execmem.bench_cli", "try"),
-    Command("soak", "minutes of threads, forks and refused system calls, all checked", "execmem.soak", "try"),
-    Command("map", "show the packs of a running process, or of a saved ledger", "execmem.map_cli", "watch"),
-    Command("top", "show the packs of a running process again and again", "execmem.top_cli", "watch"),
+    Command("demo", "place, call and free 100,000 functions of real machine code", "execmem.demo", "try", core=True),
+    Command("run", "place machine code and call it", "execmem.run_cli", "try", core=True),
+    Command("doctor", "tell what works on this machine, and why what does not", "execmem.doctor", "try", core=True),
+    Command(
+        "bench", "measure placing, freeing and calling code here, beside others", "execmem.bench_cli", "try", core=True
+    ),
+    Command(
+        "soak", "minutes of threads, forks and refused system calls, all checked", "execmem.soak", "try", core=True
+    ),
+    Command("map", "show the packs of a running process, or of a saved ledger", "execmem.map_cli", "watch", core=True),
+    Command("top", "show the packs of a running process again and again", "execmem.top_cli", "watch", core=True),
     Command("export", "print, write or serve metrics for Prometheus", "execmem.export_cli", "watch"),
     Command("directmap", "show, record and explain the kernel's direct map", "execmem.directmap_cli", "kernel"),
     Command("replay", "tell what other allocators would have made of a trace", "execmem.replay_cli", "kernel"),
@@ -144,6 +154,12 @@ def parse(words: Sequence[str], chosen: str | None) -> argparse.Namespace:
     return options
 
 
+def check_core(name: str) -> None:
+    """Raise ImportError for a command that needs the compiled core where that is missing."""
+    if any(command.core for command in COMMANDS if command.name == name) and not importlib.util.find_spec(CORE):
+        raise ModuleNotFoundError(NO_CORE, name=CORE)
+
+
 def is_ours(error: OSError) -> bool:
     """Tell whether an error is one of this package, whose text is for users."""
     errors = sys.modules.get("execmem.errors")  # imported by a command that needs the core
@@ -176,13 +192,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             options = parse(words, chosen)
+            check_core(options.command)
             code = options.run(options)
         finally:  # --help leaves by SystemExit
             sys.stdout.flush()
     except ImportError as error:
-        if importlib.util.find_spec("execmem._core"):
+        if importlib.util.find_spec(CORE):
             raise
-        known = error.name == "execmem._core" or "needs the compiled core" in str(error)
+        known = error.name == CORE or "needs the compiled core" in str(error)
         print(f"execmem {chosen}: it needs the compiled core: {NO_CORE if known else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

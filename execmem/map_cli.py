@@ -13,26 +13,30 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from execmem import draw_html_packs, draw_occupancy, draw_packs, draw_svg_packs, occupancy, picture
+from execmem import picture
 from execmem.draw import Paint, clean, tell_bytes, text_width
 from execmem.draw_svg import shorten
-from execmem.survey import (
-    ROW_CHUNKS,
-    ROWS,
-    DomainFacts,
-    PackBlocks,
-    PackFacts,
-    Wish,
-    chunks_of_nobody,
-    pack_facts,
-    survey_domain,
-    survey_row,
-    survey_rows,
-)
-from execmem.watch import Ledger, Look, Pages, Process, WatchError, open_copy
+
+if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
+    from execmem import draw_html_packs, draw_occupancy, draw_packs, draw_svg_packs, occupancy
+    from execmem.survey import (
+        ROW_CHUNKS,
+        ROWS,
+        DomainFacts,
+        PackBlocks,
+        PackFacts,
+        Wish,
+        chunks_of_nobody,
+        pack_facts,
+        survey_domain,
+        survey_row,
+        survey_rows,
+    )
+    from execmem.watch import Ledger, Look, Pages, Process, WatchError, open_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

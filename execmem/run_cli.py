@@ -19,14 +19,17 @@ import signal
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import execmem
 from execmem.demo import MODES, to_count
 from execmem.draw import tell_bytes, tell_time
-from execmem.errors import ExecmemError, InvalidArgumentError
-from execmem.function import parse_signature
+
+if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
+    from execmem.errors import ExecmemError, InvalidArgumentError
+    from execmem.function import parse_signature
 
 USAGE: Final = 2
 SIGNALLED: Final = 128  # what shells add to the number of the signal

@@ -27,14 +27,17 @@ import traceback
 import warnings
 from collections import deque
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import execmem
-from execmem._core import ffi, lib
 from execmem.demo import MODES, to_count
 from execmem.draw import Paint, clean, columns, tell_bytes, text_width
 from execmem.picture import write_whole
+
+if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
+    from execmem._core import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,14 +69,15 @@ STEP: Final = 0.05  # seconds between two looks of the main thread
 CHECKS: Final = 5  # looks between two checks of all laws
 FORKS: Final = 7  # and between two forks
 CHILD_SECONDS: Final = 60  # after which a child is taken to hang
-REFUSALS: Final = (
-    execmem.OutOfMemoryError,
-    execmem.OutOfWindowError,
-    execmem.ExecDeniedError,
-    execmem.BusyError,
-    execmem.SystemCallError,
-    execmem.UnsupportedError,
-)
+if TYPE_CHECKING or find_spec("execmem._core"):
+    REFUSALS: Final = (
+        execmem.OutOfMemoryError,
+        execmem.OutOfWindowError,
+        execmem.ExecDeniedError,
+        execmem.BusyError,
+        execmem.SystemCallError,
+        execmem.UnsupportedError,
+    )
 RESIDENT_SLACK: Final = 64 << 20  # bytes that Python and numpy may keep beyond the start
 
 

@@ -7,13 +7,18 @@ import contextlib
 import json
 import sys
 import time
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from execmem import draw_packs, map_cli
+from execmem import map_cli
 from execmem.demo import to_count
 from execmem.draw import Paint, text_width
 from execmem.screen import Screen, TuiError, check_tui, share_out
-from execmem.survey import Wish
-from execmem.watch import Ledger, Pages, Process, WatchError
+
+if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
+    from execmem import draw_packs
+    from execmem.survey import Wish
+    from execmem.watch import Ledger, Pages, Process, WatchError
 
 FRAME_LINES, DOMAIN_LINES = 5, 6  # of a picture, and of each domain with packs in it, that are no bars
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import execmem
+from execmem import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "execmem", "examples")  # no csrc: nothing is compiled
@@ -116,6 +117,26 @@ def test_the_command_line_works_without_the_core(without_core: Path) -> None:
     assert '"sources"' in run(without_core, program)
 
 
+def test_every_command_tells_its_options_without_the_core(
+    without_core: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    program = """
+        from execmem import cli
+        for command in cli.COMMANDS:
+            try:
+                cli.main([command.name, "--help"])
+            except SystemExit as ended:
+                assert ended.code == 0, command
+            print("----")
+    """
+    told = run(without_core, program).split("----")
+    for command, shown in zip(cli.COMMANDS, told, strict=False):
+        with pytest.raises(SystemExit):
+            cli.main([command.name, "--help"])
+        assert shown.strip() == capsys.readouterr().out.strip(), command.name
+
+
 def test_a_command_that_needs_the_core_says_so(without_core: Path) -> None:
     program = """
         import contextlib, sys
@@ -123,9 +144,11 @@ def test_a_command_that_needs_the_core_says_so(without_core: Path) -> None:
         with contextlib.redirect_stderr(sys.stdout):
             assert cli.main(["doctor"]) == 1
             assert cli.main(["map", "1"]) == 1
+            for words in (["top", "1"], ["demo"], ["run", "c3", "--sig", "void()"], ["bench"], ["soak"]):
+                assert cli.main(words) == 1
     """
     told = run(without_core, program).splitlines()
-    for name, line in zip(("doctor", "map"), told, strict=True):
+    for name, line in zip(("doctor", "map", "top", "demo", "run", "bench", "soak"), told, strict=True):
         assert line.startswith(
             f"execmem {name}: it needs the compiled core: execmem was installed with EXECMEM_WITHOUT"
         )
