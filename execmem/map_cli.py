@@ -107,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
         "  execmem map 4711 --by owner --svg packs.svg --html packs.html\n"
         "  execmem map --history it.jsonl --svg it.svg     what top --json printed\n"
+        "  execmem map --history it.jsonl --limit 0 --json    the life of every pack\n"
         "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage,\n"
         "130 Ctrl-C"
     )
@@ -267,9 +268,9 @@ def check_map(options: argparse.Namespace) -> None:
 def check_history(options: argparse.Namespace) -> None:
     """Refuse what does not go with a recording."""
     others = (options.pid, options.file, options.save, options.pack, options.row, options.html)
-    if options.json or any(other is not None for other in others):
+    if any(other is not None for other in others):
         message = (
-            "--history is text, --svg or --png of a recording: not with a PID, --from, --save, --pack, --json or --html"
+            "--history is text, --json, --svg or --png of a recording: not with a PID, --from, --save, --pack or --html"
         )
         raise UsageError(message)
 
@@ -403,14 +404,17 @@ def show_history(options: argparse.Namespace) -> None:
             f"{where} has no domain{'' if options.domain is None else f' {options.domain!r}'}; it has {there or 'none'}"
         )
         raise WatchError(message)
-    heading = f"execmem map --history {draw_packs.printable(options.history, paint)}"
-    lines = [paint.head(heading), paint.rule(text_width())]
-    for history in chosen:
-        lines += [*draw_occupancy.draw_text(history, limit, paint, text_width()), ""]
     title = shorten(f"packs in the course of time, recorded in {Path(options.history).name}", 110)
     plain = Paint(colour=False, unicode=True)
     write_files(options, lambda: draw_occupancy.draw_svg(chosen, title, limit, plain), str)
-    print("\n".join(lines + draw_occupancy.legend(paint)))
+    if options.json:
+        print(json.dumps(occupancy.as_json(chosen, options.history, notes, limit)))
+    else:
+        heading = f"execmem map --history {draw_packs.printable(options.history, paint)}"
+        lines = [paint.head(heading), paint.rule(text_width())]
+        for history in chosen:
+            lines += [*draw_occupancy.draw_text(history, limit, paint, text_width()), ""]
+        print("\n".join(lines + draw_occupancy.legend(paint)))
     for note in notes:
         print(f"execmem map: {note}", file=sys.stderr)
 

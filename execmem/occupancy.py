@@ -20,6 +20,7 @@ import numpy as np
 from execmem.watch import WatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import BinaryIO
 
     import numpy.typing as npt
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.float64]
 
 SCHEMA: Final = "execmem-map-1"
+HISTORY_SCHEMA: Final = "execmem-history-1"  # of what is told of a recording
 LINE_MAX: Final = 64 << 20  # bytes of a line
 HELD: Final = 3  # a picture stands for so many usual steps; then nobody looked
 COUNTERS: Final = ("live_bytes", "live_blocks", "packs_live")
@@ -169,6 +171,43 @@ def read(file: BinaryIO, where: str) -> tuple[list[History], list[str]]:
         message = f"{where} is empty: `execmem top PID --limit 0 --json > FILE` records"
         raise WatchError(message)
     return sorted(found.values(), key=lambda history: (history.pid or 0, history.number)), notes
+
+
+def as_json(histories: Sequence[History], file: str, notes: Sequence[str], limit: int | None) -> dict[str, object]:
+    """Return all that is known of domains, at every picture, and of the packs with the lowest numbers."""
+    return {
+        "schema": HISTORY_SCHEMA,
+        "file": file,
+        "notes": list(notes),
+        "domains": [
+            {
+                "name": history.name,
+                "number": history.number,
+                "pid": history.pid,
+                "pictures": len(history.times),
+                "partial": history.partial,
+                "backwards": history.backwards,
+                "seconds": list(history.times),
+                "counters": {
+                    key: [None if value != value else value for value in values]  # noqa: PLR0124 - NaN
+                    for key, values in history.values.items()
+                },
+                "packs": [
+                    {
+                        "number": life.number,
+                        "kind": life.kind,
+                        "made": life.born,
+                        "returned": life.returned,
+                        "seen": [[when, round(fill, 6)] for when, fill in zip(life.times, life.fills, strict=True)],
+                    }
+                    for lives in list(history.rows().values())[:limit]
+                    for life in lives
+                ],
+                "packs_left_out": max(0, len(history.rows()) - limit) if limit else 0,
+            }
+            for history in histories
+        ],
+    }
 
 
 # ---- in steps of time ----

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from test_draw_svg import HOSTILE, parse
 
@@ -276,7 +277,7 @@ def test_what_top_records_is_drawn(domain: execmem.Domain, capsys: pytest.Captur
     ("arguments", "code", "words"),
     [
         (["--history", "x", "1"], 2, "not with a PID"),
-        (["--history", "x", "--json"], 2, "not with a PID"),
+        (["--history", "x", "--from", "y", "--json"], 2, "not with a PID"),
         (["--history", "x", "--html", "y"], 2, "not with a PID"),
         (["--history", "/nonexistent"], 1, "the file /nonexistent cannot be read: No such file or directory"),
         (["--history", "/"], 1, "the file / cannot be read: Is a directory"),
@@ -288,6 +289,30 @@ def test_options_and_files_that_cannot_be(
     found, out, err = run(capsys, "map", *arguments)
     assert (found, out) == (code, "")
     assert re.fullmatch(rf"execmem map: .*{re.escape(words)}.*\n", err)
+
+
+def test_json_tells_every_picture_and_life(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "it.jsonl"
+    path.write_bytes(dump(some_lines()) + b"cut")
+    code, out, err = run(capsys, "map", "--history", path, "--json")
+    assert (code, err) == (0, "execmem map: the last line, 18, is cut off and left out\n")
+    found = json.loads(out)
+    schema = json.loads((Path(__file__).parent.parent / "docs/schemas/map.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    assert (found["schema"], found["file"], found["notes"]) == (
+        "execmem-history-1",
+        str(path),
+        ["the last line, 18, is cut off and left out"],
+    )
+    (domain,) = found["domains"]
+    assert (domain["pictures"], len(domain["seconds"]), domain["packs_left_out"]) == (17, 17, 0)
+    assert domain["counters"]["allocs"][:2] == [None, 21.0]
+    assert [(life["number"], life["made"], life["returned"], len(life["seen"])) for life in domain["packs"]] == [
+        (0, 1.0, None, 17), (3, 11.8, 14.0, 4), (3, 14.9, None, 7), (5, 2.0, 13.0, 6),
+    ]  # fmt: skip
+    assert domain["packs"][1]["seen"][0] == [12.0, 0.5]
+    few = json.loads(run(capsys, "map", "--history", path, "--json", "--limit", "1")[1])["domains"][0]
+    assert ([life["number"] for life in few["packs"]], few["packs_left_out"]) == ([0], 2)
 
 
 def test_the_schema_is_the_one_that_is_written() -> None:
