@@ -22,7 +22,7 @@ from execmem.draw import Paint, clean, tell_bytes, text_width
 from execmem.draw_svg import shorten
 
 if TYPE_CHECKING or find_spec("execmem._core"):  # without it there is still --help
-    from execmem import draw_html_packs, draw_occupancy, draw_packs, draw_svg_packs, occupancy
+    from execmem import draw_html_occupancy, draw_html_packs, draw_occupancy, draw_packs, draw_svg_packs, occupancy
     from execmem.survey import (
         ROW_CHUNKS,
         ROWS,
@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem map 4711 --pack 3 --row 7    down to chunks and blocks\n"
         "  execmem map 4711 --save it.ledger; execmem map --from it.ledger\n"
         "  execmem map 4711 --by owner --svg packs.svg --html packs.html\n"
-        "  execmem map --history it.jsonl --svg it.svg     what top --json printed\n"
+        "  execmem map --history it.jsonl --html it.html   what top --json printed\n"
         "  execmem map --history it.jsonl --limit 0 --json    the life of every pack\n"
         "exit code: 0 shown, 1 cannot be shown (stderr tells why), 2 wrong usage,\n"
         "130 Ctrl-C"
@@ -267,10 +267,10 @@ def check_map(options: argparse.Namespace) -> None:
 
 def check_history(options: argparse.Namespace) -> None:
     """Refuse what does not go with a recording."""
-    others = (options.pid, options.file, options.save, options.pack, options.row, options.html)
+    others = (options.pid, options.file, options.save, options.pack, options.row)
     if any(other is not None for other in others):
         message = (
-            "--history is text, --json, --svg or --png of a recording: not with a PID, --from, --save, --pack or --html"
+            "--history is text, --json, --svg, --png or --html of a recording: not with a PID, --from, --save or --pack"
         )
         raise UsageError(message)
 
@@ -406,7 +406,11 @@ def show_history(options: argparse.Namespace) -> None:
         raise WatchError(message)
     title = shorten(f"packs in the course of time, recorded in {Path(options.history).name}", 110)
     plain = Paint(colour=False, unicode=True)
-    write_files(options, lambda: draw_occupancy.draw_svg(chosen, title, limit, plain), str)
+    write_files(
+        options,
+        lambda: draw_occupancy.draw_svg(chosen, title, limit, plain),
+        lambda: draw_html_occupancy.draw_page(chosen, title, limit),
+    )
     if options.json:
         print(json.dumps(occupancy.as_json(chosen, options.history, notes, limit)))
     else:

@@ -243,12 +243,10 @@ def find_values(history: History, key: str, columns: int) -> list[float | None]:
 def find_fills(history: History, life: Life, columns: int) -> list[float | None]:
     """Return the fill of a pack in equal steps of time, its last in each; None: not there, or nobody looked."""
     times, own = np.array(history.times), np.array(life.times)
-    found: list[float | None] = []
-    for last, first in zip(*(part.tolist() for part in steps(history, columns)), strict=True):
-        place = int(np.searchsorted(own, times[last], side="right")) - 1 if last >= 0 else -1
-        there = place >= 0 and own[place] >= times[min(first, last)]
-        found.append(life.fills[place] if there else None)
-    return found
+    last, first = steps(history, columns)
+    place = np.searchsorted(own, times[last], side="right") - 1
+    there = (last >= 0) & (place >= 0) & (own[place] >= times[np.minimum(first, last)])
+    return [life.fills[at] if known else None for at, known in zip(place.tolist(), there.tolist(), strict=True)]
 
 
 def find_column(history: History, when: float, columns: int) -> int | None:

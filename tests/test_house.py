@@ -247,7 +247,7 @@ MODULES: Final = (
     *("draw", "screen", "draw_directmap", "draw_svg", "page", "draw_html", "draw_svg_replay", "draw_html_replay"),
     *("picture", "_core", "errors", "ledger", "memory", "retire", "hardening", "site", "function"),
     *("watch", "survey", "draw_packs", "draw_svg_packs", "draw_html_packs", "notebook"),
-    *("occupancy", "draw_occupancy", "domain", "patch", "object", "execmem"),
+    *("occupancy", "draw_occupancy", "draw_html_occupancy", "domain", "patch", "object", "execmem"),
     *("export", "export_packs", "demo_code", "demo", "bench_loops", "bench_crew", "soak", "doctor"),
     *("tui", "directmap_tui", "directmap_watch", "directmap_cli", "replay_cli"),
     *("map_cli", "top_tui", "top_cli", "run_cli", "export_cli", "bench_cli", "cli", "completion", "__main__"),

@@ -278,7 +278,7 @@ def test_what_top_records_is_drawn(domain: execmem.Domain, capsys: pytest.Captur
     [
         (["--history", "x", "1"], 2, "not with a PID"),
         (["--history", "x", "--from", "y", "--json"], 2, "not with a PID"),
-        (["--history", "x", "--html", "y"], 2, "not with a PID"),
+        (["--history", "x", "--pack", "1", "--html", "y"], 2, "not with a PID"),
         (["--history", "/nonexistent"], 1, "the file /nonexistent cannot be read: No such file or directory"),
         (["--history", "/"], 1, "the file / cannot be read: Is a directory"),
     ],
