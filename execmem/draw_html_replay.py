@@ -2,7 +2,8 @@
 
 The table, the differences and the curves are there without scripts. With its script (in the frame of ``page``) curves
 zoom, a slider goes through the workload, policies are shown or hidden, and any of them is the one to compare with.
-Everything returns text: no I/O here. 10 kB, and some 3 kB a policy.
+Everything returns text: no I/O here. Of a curve there are up to 2,000 points, for
+zooming: 0.1 MB with the six policies, 0.5 MB at most.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ from execmem.page import Page, make_script, to_json
 # ---- the data ----
 
 
+def keep_changes(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the points of a curve of steps that do not repeat the value before them, and its end.
+
+    >>> keep_changes([(0, 1), (1, 1), (2, 3), (3, 3), (4, 3)])
+    [(0, 1), (2, 3), (4, 3)]
+    """
+    changes = [point for before, point in zip([(0, None), *points], points, strict=False) if before[1] != point[1]]
+    return changes if changes[-1:] == points[-1:] else [*changes, points[-1]]
+
+
 def pack_replay(given: Comparison) -> str:
     """Return what the script draws."""
     policies = [
@@ -27,7 +38,7 @@ def pack_replay(given: Comparison) -> str:
             "letter": LINES[look_of(number)].letter,
             "name": clean(row.policy),
             "splits": row.over_time,
-            "held": [(at, held) for at, _, held in row.memory],
+            "held": keep_changes([(at, held) for at, _, held in row.memory]),
             "figures": [figure.take(row) for figure in FIGURES],
         }
         for number, row in enumerate(given.results)
@@ -37,7 +48,7 @@ def pack_replay(given: Comparison) -> str:
         "against": given.against,
         "plot": [LEFT, PLOT, 24, HIGH],
         "figures": [[figure.unit, figure.digits, figure.name not in GIVEN] for figure in FIGURES],
-        "live": [(at, live) for at, live, _ in given.base.memory],
+        "live": keep_changes([(at, live) for at, live, _ in given.base.memory]),
         "policies": policies,
     }
     return to_json(data)

@@ -140,6 +140,7 @@ def draw_table(given: Comparison) -> Part:
 PLOT: Final = 880
 HIGH: Final = 180
 ROOM: Final = 16  # between two labels
+COLUMNS: Final = PLOT // 2
 
 
 class Curve(NamedTuple):
@@ -166,8 +167,10 @@ def spread(wanted: Sequence[float], room: float, lowest: float) -> list[float]:
 
 
 def draw_path(points: Sequence[tuple[int, float]], rows: int, ceiling: float) -> str:
-    """Return steps through points: a value holds until the next."""
+    """Return steps through points: a value holds until the next. Of many the last in each two pixels is drawn."""
     base = 24 + HIGH
+    if len(points) > COLUMNS:
+        points = list({at * COLUMNS // rows: (at, value) for at, value in points}.values())
     steps = "".join(f"H{LEFT + PLOT * at / rows:.5g}V{base - HIGH * value / ceiling:.5g}" for at, value in points)
     return f"M{LEFT} {base - HIGH * points[0][1] / ceiling:.5g}{steps}H{LEFT + PLOT}"
 

@@ -169,6 +169,7 @@ def test_ours_splits_fewest_and_nobody_less_than_the_bound(name: str) -> None:
         assert row.held - row.live == sum(row.waste.values())
         assert min(row.waste.values()) >= 0
         assert row.over_time[-1] == (max(at for at, _ in row.over_time), row.splits)
+        assert 500 < len(row.memory) <= replay.POINTS + 1
 
 
 # ---- pages ----

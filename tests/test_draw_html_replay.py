@@ -12,6 +12,7 @@ import pytest
 from test_draw_svg import HOSTILE
 from test_draw_svg_replay import HELD, MB, SPLITS, some_comparison
 
+from execmem import draw_svg_replay
 from execmem.directmap.policy import POLICIES
 from execmem.directmap.replay import FIGURES
 from execmem.draw_html_replay import SCRIPT, draw_page
@@ -37,6 +38,17 @@ def test_the_page_holds_the_numbers() -> None:
     assert all(markup.count(f"  {name}") >= 3 for name in POLICIES)  # the tables and the curves need no script
     assert markup.index("<table>") < markup.index('<svg id="splits"')
     assert len(page) < 100_000
+
+
+def test_curves_keep_their_points_for_zooming() -> None:
+    given = some_comparison()
+    memory = [(row, row // 2, MB * (row // 100)) for row in range(1001)]
+    given = replace(given, results=[replace(given.results[0], memory=memory), *given.results[1:]])
+    data = data_of(draw_page(given))
+    assert data["policies"][0]["held"] == [[row, MB * (row // 100)] for row in range(0, 1001, 100)]
+    assert data["live"] == [[row, row // 2] for row in range(0, 1001, 2)]
+    (held,) = re.findall(r'class="em-n em-p0-l" d="(M[^"]*)"', draw_svg_replay.draw_memory(given).body)
+    assert held.count("V") == draw_svg_replay.COLUMNS + 1, "a point each two pixels, and the end"
 
 
 def test_names_are_only_text_and_one_script_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -84,6 +85,8 @@ def test_json_has_every_figure(trace: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(each["mapped"]) == {"PAGE", "REGION", "GIGA"}
     assert each["over_time"][-1] == [900, each["splits"]]
     assert each["memory"][-1][:2] == [900, 300 * 700]
+    assert len(each["memory"]) == 901, "of few rows each is told"
+    assert all(before[1] != after[1] for before, after in itertools.pairwise(each["over_time"][:-1]))
     assert max(held for _, _, held in each["memory"]) <= each["held"]
     assert found["against"] == "page each, 5.10"
     same, change = found["differences"]

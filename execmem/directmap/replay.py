@@ -37,15 +37,18 @@ class Host(NamedTuple):
     buddyinfo: str = ""
 
 
+POINTS: Final = 2000  # of a curve, apart from its end
+
+
 @dataclass
 class Result:
     """What a policy made of a workload.
 
     Regions are 2 MB pages of the direct map. `splits` counts how often one was split, `split_now` those that are split
-    at the end, `over_time` pairs of row and splits so far, `memory` triples of row, live bytes and held bytes. Books
-    are those of the moment with most live bytes: `held` bytes of memory for `live` bytes of code, `waste` the
-    difference by cause, `tlb` the TLB entries that run `HOT` random images. `least` is the lower bound of regions
-    split: see `lower_bound`.
+    at the end, `over_time` pairs of row and splits so far, where they changed, `memory` triples of row, live bytes and
+    held bytes: at most 2,000 of either, and the end. Books are those of the moment with most live bytes: `held` bytes
+    of memory for `live` bytes of code, `waste` the difference by cause, `tlb` the TLB entries that run `HOT` random
+    images. `least` is the lower bound of regions split: see `lower_bound`.
     """
 
     policy: str
@@ -128,7 +131,7 @@ def run(
     hog = Hog(machine.memory, workload.hog_mb * MB_PAGES, workload.seed)
     zero = machine.map.splits[Size.REGION]
     marks = sorted(workload.marks, key=lambda mark: mark.at)
-    top, every = peak(workload), max(1, len(workload.rows) // 100)
+    top, every, each = peak(workload), max(1, len(workload.rows) // 100), -(-len(workload.rows) // POINTS)
     columns = (workload.rows[column].tolist() for column in ("kind", "id", "size", "client"))
     for at, (kind, number, size, client) in enumerate(zip(*columns, strict=True)):
         while marks and marks[0].at <= at:
@@ -140,9 +143,12 @@ def run(
         else:
             loads.unload(number)
             hog.step()
-        if at % every == 0:
-            result.over_time.append((at, machine.map.splits[Size.REGION] - zero))
+        if at % each == 0:
+            splits = machine.map.splits[Size.REGION] - zero
+            if not result.over_time or result.over_time[-1][1] != splits:
+                result.over_time.append((at, splits))
             result.memory.append((at, loads.live, loads.held))
+        if at % every == 0:
             tell(at)
         if at == top:
             _look(result, loads, workload.seed)
