@@ -8,8 +8,6 @@ What an argument is is told by its metavar: FILE, OUT and TRACE are files, PID a
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from typing import Final
 
@@ -42,23 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="whose script to print")
 
 
-def find_modules() -> tuple[list[str], list[str]]:
-    """Return the commands whose modules can be imported, and those that cannot without the compiled core."""
-    found = [command.name for command in cli.COMMANDS if can_import(command.module)]
-    return found, [command.name for command in cli.COMMANDS if command.name not in found]
-
-
-def can_import(module: str) -> bool:
-    """Tell whether a module can be imported; an error is passed on where the core is there, and not the cause."""
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        if importlib.util.find_spec("execmem._core"):
-            raise
-        return False
-    return True
-
-
 def mark(parser: argparse.ArgumentParser) -> None:
     """Tell shtab which arguments are files and which are processes, here and in all actions below."""
     import shtab  # noqa: PLC0415 - an extra, which few need
@@ -81,10 +62,7 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         print(NO_SHTAB, file=sys.stderr)
         return 1
-    found, left_out = find_modules()
-    if left_out:
-        print(f"without the options of {', '.join(left_out)}: they need the compiled core", file=sys.stderr)
-    parser = cli.make_parser(found)
+    parser = cli.make_parser([command.name for command in cli.COMMANDS])
     mark(parser)
     print(shtab.complete(parser, options.shell, preamble=PREAMBLE[options.shell]))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import shutil
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
     from pathlib import Path
-    from types import ModuleType
 
 pytest.importorskip("shtab", reason="the extra execmem[completion] is not installed")
 
@@ -90,28 +88,3 @@ def test_without_shtab_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert cli.main(["completion", "bash"]) == 1
     assert capsys.readouterr() == ("", "execmem completion: it needs shtab: pip install 'execmem[completion]'\n")
-
-
-def test_without_the_core_the_rest_is_completed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = importlib.import_module
-
-    def without_core(name: str, package: str | None = None) -> ModuleType:
-        if name in {"execmem.demo", "execmem.map_cli"}:
-            message = "No module named 'execmem._core'"
-            raise ModuleNotFoundError(message)
-        return whole(name, package)
-
-    monkeypatch.setattr("importlib.import_module", without_core)
-    with pytest.raises(ModuleNotFoundError):  # the core is there: the error is one of the module
-        cli.main(["completion", "bash"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert cli.main(["completion", "bash"]) == 0
-    told = capsys.readouterr()
-    assert told.err == "without the options of demo, map: they need the compiled core\n"
-    (tmp_path / "script").write_text(told.out, encoding="utf-8")
-    assert "execmem_directmap_report" in told.out
-    assert "--buddyinfo" in told.out
-    assert "--calls" not in told.out
-    assert "demo" in told.out
