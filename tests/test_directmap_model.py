@@ -407,6 +407,22 @@ def test_a_recorded_trace_is_matched_by_id_or_address() -> None:
     assert rows["id"].tolist() == [9, 5, 5, 0, 0, 5, 5]
 
 
+def test_functions_of_a_program_and_equal_numbers_of_two_clients_are_told_apart() -> None:
+    rows = np.zeros(10, EVENT)
+    rows["kind"] = [Kind.LOAD] * 5 + [Kind.UNLOAD] * 5
+    rows["client"] = [Client.BPF, Client.BPF, Client.MODULE, Client.BPF, Client.BPF] * 2
+    rows["id"] = [7, 7, 7, 8, 8] * 2
+    rows["at"] = [64, 128, 4096, 0, 0, 64, 128, 4096, 192, 256]  # those of 8 were hidden when they came
+    rows["size"] = [10, 20, 30, 40, 50, 10, 20, 0, 40, 50]
+    work = workload.recorded("host", rows)
+    assert work.rows["id"].tolist() == [1, 2, 3, 4, 5, 1, 2, 3, 5, 4]
+    assert work.rows["size"].tolist() == [10, 20, 30, 40, 50, 10, 20, 30, 50, 40]
+    assert replay.peak(work) == 4
+    assert replay.run(work, "prog_pack, 6.1", SMALL).memory[-1][1] == 0
+    rows["at"][5:] = 0
+    assert workload.recorded("host", rows).rows["id"].tolist() == [1, 2, 3, 4, 5, 2, 1, 3, 5, 4]
+
+
 @pytest.mark.parametrize("name", list(workload.GENERATORS))
 def test_a_made_up_workload_is_lawful_and_the_same_again(name: str) -> None:
     work = workload.GENERATORS[name]()

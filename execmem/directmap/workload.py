@@ -55,23 +55,36 @@ class Workload:
 def recorded(name: str, rows: Rows) -> Workload:
     """Return the loads and unloads of a recorded trace; an unload of what was loaded before it began is left out.
 
-    Pieces are told apart by id, or by address where the recorder knew no id (0). Linear time.
+    Pieces are told apart by client, id and address: functions of a BPF program have one id, and each client counts for
+    itself. Where an address is not known, when it came or when it goes, the last that fits is the one that goes. A row
+    of UNLOAD gets the size of its LOAD, for that is what goes. Linear time.
     """
     keep: list[int] = []
     keys: list[int] = []
-    live: dict[tuple[bool, int], int] = {}
+    sizes: list[int] = []
+    living: dict[tuple[int, int], dict[int, list[int]]] = {}  # by client and id: what came to each address
     # As plain numbers: numpy's, compared with a Kind, take ten times as long and swallow a Ctrl-C that comes meanwhile.
-    columns = (rows[column].tolist() for column in ("kind", "id", "at"))
-    for at, (kind, number, address) in enumerate(zip(*columns, strict=True)):
-        piece = (bool(number), number or address)
+    columns = (rows[column].tolist() for column in ("kind", "client", "id", "at", "size"))
+    for at, (kind, client, number, address, size) in enumerate(zip(*columns, strict=True)):
         if kind == Kind.LOAD:
-            live[piece] = len(keep) + 1
-        elif kind != Kind.UNLOAD or piece not in live:
+            keys.append(len(keep) + 1)
+            sizes.append(size)
+            living.setdefault((client, number), {}).setdefault(address, []).append(keys[-1])
+        elif kind == Kind.UNLOAD and (pieces := living.get((client, number))):
+            place = address
+            if number and address not in pieces:
+                place = 0 if address else next(reversed(pieces))
+            if place not in pieces:
+                continue
+            keys.append(pieces[place].pop())
+            sizes.append(sizes[keys[-1] - 1])
+            if not pieces[place]:
+                del pieces[place]
+        else:
             continue
-        keys.append(live[piece] if kind == Kind.LOAD else live.pop(piece))
         keep.append(at)
     chosen = rows[keep]
-    chosen["id"] = keys
+    chosen["id"], chosen["size"] = keys, sizes
     return Workload(name, chosen)
 
 
