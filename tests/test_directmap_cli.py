@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -23,7 +24,7 @@ from execmem import cli, directmap_cli, draw_directmap
 from execmem.directmap import convert, record
 from execmem.directmap.region import State
 from execmem.directmap.source import NotAvailable
-from execmem.directmap.trace import ROWS_AT, Client, Event, Kind, Trace, Writer
+from execmem.directmap.trace import ROWS_AT, Client, Event, Kind, Lexicon, Texts, Trace, Writer
 from execmem.draw import Paint
 
 if TYPE_CHECKING:
@@ -399,3 +400,26 @@ def test_times_that_cannot_be_are_refused(arguments: list[str], tmp_path: Path) 
         cli.main(["directmap", "record", str(tmp_path / "x"), *arguments])
     assert ended.value.code == 2
     assert not (tmp_path / "x").exists()
+
+
+def test_thousands_of_kinds_of_splits_are_told_at_the_price_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    told = [
+        Event(Kind.SPLIT, n, n << 21, 2 << 20, n % 5, owner=f"o{n % 7}", name=f"w{n % 700}") for n in range(1, 3000)
+    ]
+    rows = Lexicon().pack(told)
+    take = Texts.take
+
+    def count(self: Texts, numbers: object) -> object:
+        asked.append(numbers)
+        return take(self, numbers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Texts, "take", count)
+    found = directmap_cli.sum_splits(rows, Texts(rows), 0)
+    assert len(asked) < 10
+    sums: Counter[tuple[str, str]] = Counter()
+    for one in told:
+        sums[one.owner, one.name] += one.id
+    assert {(one["owner"], one["why"]): one["count"] for one in found} == sums
+    places = [at for one in found for at in one["at"]]
+    assert sorted(places) == [one.at for one in told]
