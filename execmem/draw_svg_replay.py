@@ -232,12 +232,15 @@ BAR: Final = 22  # height of a row
 
 
 def tell_share(change: float, base: float) -> str:
-    """Return a change as a share of what it was, not rounded up: nothing but all is 100 %.
+    """Return a change as a share of what it was, not rounded up: nothing but all is 100 %, nothing but none is 0.
 
-    >>> tell_share(-3, 4), tell_share(-999, 1000), tell_share(1, 0)
-    (' (-75 %)', ' (-99 %)', '')
+    >>> tell_share(-3, 4), tell_share(-999, 1000), tell_share(-1, 1000), tell_share(1, 0)
+    (' (-75 %)', ' (-99 %)', ' (<1 %)', '')
     """
-    return f" ({int(100 * change / base):+d} %)" if base and change else ""
+    if not base or not change:
+        return ""
+    share = int(100 * change / base)
+    return f" ({share:+d} %)" if share else " (<1 %)"
 
 
 def draw_panel(figure: Figure, given: Comparison, left: float, wide: float) -> list[str]:
