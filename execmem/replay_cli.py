@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from execmem import draw_html_replay, draw_svg_replay, picture
 from execmem.directmap import replay, workload
-from execmem.directmap.pages import PAGE, OutOfMemoryError
+from execmem.directmap.model import FIRST_FREE
+from execmem.directmap.pages import PAGE, ZONE_AT, OutOfMemoryError
 from execmem.directmap.policy import POLICIES
 from execmem.directmap.replay import FIGURES
 from execmem.directmap.trace import Trace, TraceError
@@ -95,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  execmem replay cilium --memory 8G --html whatif.html\n"
         "  execmem replay my.trace --policy 6.1 7.2 ours --against 6.1 --svg whatif.svg\n"
         "  execmem replay 'scn=ramp n=4000 pfrag=16 keep=200' --memory 1G --json\n"
-        "  execmem replay tools --buddyinfo /proc/buddyinfo\n"
+        "  execmem replay tools --buddyinfo /proc/buddyinfo --memory 24G   that machine's\n"
         "exit code: 0 replayed; 1 it cannot be (stderr tells why); 2 wrong usage;\n"
         "130 Ctrl-C"
     )
@@ -108,9 +109,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory", type=to_memory, default="4G", metavar="SIZE", help="of the machine (4G)")
     parser.add_argument(
-        "--free", type=to_memory, metavar="SIZE", help="of it when the replay begins (what boot leaves)"
+        "--free",
+        type=to_memory,
+        metavar="SIZE",
+        help="of it when the replay begins (what boot leaves, or the lists tell)",
     )
-    parser.add_argument("--buddyinfo", type=Path, metavar="FILE", help="free lists to begin with, as /proc/buddyinfo")
+    parser.add_argument(
+        "--buddyinfo",
+        type=Path,
+        metavar="FILE",
+        help="free lists to begin with, as /proc/buddyinfo, of a machine of that --memory",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     picture.add_arguments(parser)
@@ -131,6 +140,34 @@ def take_workload(text: str) -> Workload:
         message = f"{text}: no code was loaded in this trace, so there is nothing to replay"
         raise ValueError(message)
     return found
+
+
+LISTS_MAX: Final = 1 << 20  # bytes: a kernel tells 150 a zone
+
+
+def read_lists(path: Path) -> str:
+    """Return the text of free lists; ValueError where there are none (that would be fresh memory) or too many."""
+    with path.open("rb") as file:
+        data = file.read(LISTS_MAX + 1)
+    if not data.strip() or len(data) > LISTS_MAX:
+        message = f"{path}: no buddyinfo: {f'more than {LISTS_MAX:,} bytes' if data.strip() else 'nothing is in it'}"
+        raise ValueError(message)
+    return data.decode("utf-8", "backslashreplace")
+
+
+def count_listed(text: str) -> int:
+    """Return how many pages are free by free lists, in zones that the simulated machine has.
+
+    >>> count_listed("Node 0, zone DMA 9 9" + chr(10) + "Node 0, zone Normal 5 1 2")
+    15
+    """
+    zones = [line.split() for line in text.splitlines() if line.startswith("Node")]
+    return sum(
+        int(count) << order
+        for words in zones
+        if words[ZONE_AT] != "DMA"
+        for order, count in enumerate(words[ZONE_AT + 1 :])
+    )
 
 
 # ---- the pictures ----
@@ -175,7 +212,8 @@ def draw_curves(results: Sequence[Result], rows: int, paint: Paint, width: int) 
     """Return a line a policy: how its splits grew from the first row of the trace to the last, all to one scale."""
     most = max(1, *(count for row in results for _, count in row.over_time))
     steps, cells = STEPS if paint.unicode else PLAIN_STEPS, max(10, width - 30)
-    lines = [f"regions split, from the first of {rows:,} rows to the last; the highest is {most:,}"]
+    highest = max(row.splits for row in results)
+    lines = [f"regions split, from the first of {rows:,} rows to the last; the highest is {highest:,}"]
     for row in results:
         heights = [0] * cells
         for at, count in row.over_time:
@@ -280,8 +318,9 @@ def compare(options: argparse.Namespace) -> Comparison:
         raise ValueError(message)
     picture.check_outputs(picture.names(options), options.source)
     chosen = take_workload(options.source)
-    text = options.buddyinfo.read_text(encoding="utf-8", errors="backslashreplace") if options.buddyinfo else ""
+    text = read_lists(options.buddyinfo) if options.buddyinfo else ""
     given = replay_all(options, chosen, replay.Host(options.free, options.memory, text))
+    options.free = count_listed(text) if text else options.free
     picture.write_pictures(
         options, lambda: draw_svg_replay.draw_replay(given), lambda: draw_html_replay.draw_page(given)
     )
@@ -290,7 +329,8 @@ def compare(options: argparse.Namespace) -> Comparison:
 
 def run(options: argparse.Namespace) -> int:
     """Replay and print; 1 with a line that says why, when there is nothing to replay."""
-    options.free = options.free or options.memory - min(HELD_AT_BOOT, options.memory // 10)
+    held = 0 if options.buddyinfo else min(HELD_AT_BOOT, options.memory // 10)  # the lists leave it out themselves
+    options.free = options.free or options.memory - max(held, FIRST_FREE)
     try:
         given = compare(options)
     except FileNotFoundError as error:

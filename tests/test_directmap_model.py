@@ -482,6 +482,14 @@ def test_memory_that_is_in_no_zone_is_refused() -> None:
         memory.take_many(5_000, 0)
 
 
+@pytest.mark.parametrize(("free", "total"), [(GIGA // 8, 8), (2, 8), (GIGA, 4), (4 * GIGA - 9_000, 4), (GIGA, 1)])
+def test_no_more_memory_is_free_than_is_said_or_mapped(free: int, total: int) -> None:
+    machine = Machine(KERNELS["6.1"], free, total * GIGA)
+    assert 0 <= free - machine.memory.free <= 2 * 300 + model.FIRST_FREE
+    zones, extents = model.zones_of(free, total * GIGA)
+    assert all(first == last or any(begin < last <= end for begin, end, _ in extents) for first, last in zones)
+
+
 def test_small_machines_have_one_zone_and_large_ones_two() -> None:
     assert len(model.zones_of(200_000, GIGA)[0]) == 1
     zones, extents = model.zones_of(15 * GIGA, 16 * GIGA)

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from execmem import cli, replay_cli
-from execmem.directmap import replay
+from execmem.directmap import pages, replay
 from execmem.directmap.policy import POLICIES
 from execmem.directmap.trace import Client, Event, Kind, Writer
 from execmem.draw import Paint
@@ -107,6 +107,37 @@ def test_free_lists_may_be_those_of_a_machine(trace: Path, tmp_path: Path, capsy
     code, out, _ = ask(capsys, trace, "--memory", "1G", "--policy", "5.10", "--buddyinfo", lists, "--json")
     assert code == 0
     assert json.loads(out)["results"][0]["splits"] > 0
+
+
+def test_free_lists_of_a_real_machine_fit_and_tell_how_much_is_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lists = tmp_path / "buddyinfo"
+    zones = {"DMA": (0, 0, 3), "DMA32": (560, 541, 534, 488, 436, 370, 312, 243, 167, 119, 576), "Normal": (9, 8, 7)}
+    lists.write_text("".join(f"Node 0, zone {name} {' '.join(map(str, each))}\n" for name, each in zones.items()))
+    arguments = ("tools", "--policy", "6.1", "--buddyinfo", lists, "--json")
+    code, out, _ = ask(capsys, *arguments, "--memory", "24G")
+    free = sum(n << order for name in ("DMA32", "Normal") for order, n in enumerate(zones[name]))
+    assert (code, json.loads(out)["free"]) == (0, free * pages.PAGE)
+    code, _, err = ask(capsys, *arguments, "--memory", "4G")
+    assert (code, err) == (0, "")
+    lists.write_text(lists.read_text().replace("9 8 7", "9 8 7 0 0 0 0 0 0 0 4000"))
+    code, _, err = ask(capsys, *arguments, "--memory", "8G")
+    assert (code, "4000 free blocks" in err, "of a machine with more memory" in err) == (1, True, True)
+
+
+@pytest.mark.parametrize(("text", "why"), [("", "nothing is in it"), ("\n \n", "nothing"), ("Node" * 300_000, "more")])
+def test_free_lists_that_are_none_are_not_fresh_memory(
+    text: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lists").write_text(text)
+    code, out, err = ask(capsys, "tools", "--policy", "6.1", "--buddyinfo", tmp_path / "lists")
+    assert (code, out, why in err) == (1, "", True)
+
+
+def test_where_nothing_is_split_the_highest_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "tools", "--policy", "ours")
+    assert (code, "the highest is 0" in out) == (0, True)
 
 
 # ---- files ----

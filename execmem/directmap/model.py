@@ -312,15 +312,19 @@ class Beside:
 def zones_of(free: int, total: int) -> tuple[list[tuple[int, int]], list[tuple[int, int, Size]]]:
     """Return page ranges of the zones and extents of the direct map, of a PC with `total` pages, `free` of them free.
 
-    Up to 3 GB lie below 4 GB, the rest above. The first GB is mapped with 2 MB pages, as is the last; larger machines
+    Up to 3 GB lie below 4 GB, the rest above, which is free first: no zone has more free pages than `free`, nor than
+    are mapped. The first GB is mapped with 2 MB pages, as is the last; larger machines
     have 1 GB pages in between.
     """
     if total <= 3 * GIGA:
-        return [(FIRST_FREE, FIRST_FREE + free)], [(0, FIRST_FREE, Size.PAGE), (FIRST_FREE, total, Size.REGION)]
+        return [(FIRST_FREE, min(FIRST_FREE + free, total))], [
+            (0, FIRST_FREE, Size.PAGE),
+            (FIRST_FREE, total, Size.REGION),
+        ]
     high = total - 3 * GIGA
     top = 4 * GIGA + high
     whole = (top // GIGA - 1) * GIGA if high > 2 * GIGA else 4 * GIGA
-    low = free - high
+    low = max(free - high, 0)
     extents = [
         (0, FIRST_FREE, Size.PAGE),
         (FIRST_FREE, GIGA, Size.REGION),
@@ -328,7 +332,8 @@ def zones_of(free: int, total: int) -> tuple[list[tuple[int, int]], list[tuple[i
         (4 * GIGA, whole, Size.GIGA),
         (whole, top, Size.REGION),
     ]
-    return [(4 * GIGA, top), (FIRST_FREE, FIRST_FREE + low)], [row for row in extents if row[0] < row[1]]
+    zones = [(4 * GIGA, 4 * GIGA + min(high, free)), (FIRST_FREE, min(FIRST_FREE + low, 3 * GIGA))]
+    return zones, [row for row in extents if row[0] < row[1]]
 
 
 class Machine:

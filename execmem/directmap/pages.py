@@ -214,7 +214,10 @@ class Zone:
         for order in range(MAX_ORDER, -1, -1):
             count = counts[order] if order < len(counts) else 0
             if count > len(used):
-                message = f"{count} free blocks of order {order} do not fit into {self.last - self.first} pages"
+                message = (
+                    f"{count} free blocks of order {order} do not fit into {self.last - self.first} pages of a zone: "
+                    "the lists are of a machine with more memory"
+                )
                 raise ValueError(message)
             kind = MOVABLE if order >= REGION_ORDER else UNMOVABLE
             chosen, used = used[:count], used[count:]
