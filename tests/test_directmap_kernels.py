@@ -130,6 +130,16 @@ def test_the_cache_lies_where_the_user_wants(monkeypatch: pytest.MonkeyPatch, ca
     assert kernels.cache() == Path("/home/me/.cache/execmem/lab")
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), RuntimeError("no home")])
+def test_a_cache_that_may_not_be_looked_into_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse() -> Path:
+        raise error
+
+    monkeypatch.setattr(kernels, "cache", refuse)
+    with pytest.raises(LabError, match=r"cannot be looked for.*EXECMEM_LAB_CACHE"):
+        kernels.cached()
+
+
 def test_kernels_are_found_by_series_release_age_and_path(cache: Path) -> None:
     for release in (
         "6.1.0-9-cloud-amd64",

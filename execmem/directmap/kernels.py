@@ -111,7 +111,12 @@ def replacing(path: Path) -> Iterator[Path]:
 def cached() -> list[Kernel]:
     """Return the kernels of the cache, oldest first. Cost: one small file read for each."""
     found = []
-    for told in cache().glob("kernels/*/kernel.json"):
+    try:
+        paths = list(cache().glob("kernels/*/kernel.json"))
+    except (OSError, RuntimeError) as error:  # HOME is that of the user one was before, or there is none
+        message = f"kernels cannot be looked for: {error}; EXECMEM_LAB_CACHE names another folder"
+        raise LabError(message) from error
+    for told in paths:
         try:
             facts = json.loads(told.read_text(encoding="utf-8"))
             kernel = Kernel(**{**facts, "image": told.with_name("vmlinuz")})
