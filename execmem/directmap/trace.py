@@ -2,8 +2,8 @@
 
 A row is an event or a sample of a counter; `EVENT` is its layout, little-endian on every machine.
 
-    LOAD    code came: at its address (0: not known), size in bytes, id: a number of this piece alone, owner: who
-            loaded it, name: what it is called, client: what it is for
+    LOAD    code came: at its address (0: not known), size in bytes, id: a number, of its client's (functions of a
+            BPF program have one), owner: who loaded it, name: what it is called, client: what it is for
     UNLOAD  it went; the same fields
     SPLIT   large mappings were split: at the offset of the region in the direct map (0: not known), size in bytes of a
             mapping that was split, id: how many, owner: who did it, name: why that is believed
