@@ -125,8 +125,7 @@ class TopApp(LiveApp):
         """Return what is to be looked at now."""
         domain, pack = self.chosen or (0, 0)
         cells = draw_packs.cells_for(self.columns)
-        place = self._place()
-        limit = -(-(place + self.size.height) // 16 + 1) * 16  # in steps, so that the list does not jump
+        limit = ((self._place() + self.size.height) // 16 + 1) * 16  # in steps, so that the list does not jump
         return Want(self.level, domain, pack, self.row, self.sort, self.by, limit, cells)
 
     def look(self) -> Found:
@@ -277,8 +276,8 @@ class TopApp(LiveApp):
             lines.append(Text("no domain is open now"))
         below = self._tell_pack(found, width)
         room -= len(below)
-        # At the first pack the lines over it are shown too: they tell of the domain.
-        first = 0 if self.chosen in self.listed[:1] else first
+        # At the first pack the lines over it are shown too, where there is room: they tell of the domain.
+        first = 0 if self.chosen in self.listed[:1] and last < room else first
         self.offset = window(self.offset, first, last, len(lines), room)
         body = lines[self.offset : self.offset + room]
         return [*body, *[Text()] * (room - len(body)), *below]

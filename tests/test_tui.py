@@ -164,6 +164,27 @@ def test_keys_lead_from_packs_to_a_block_and_back(striped: execmem.Domain) -> No
     drive(app, act)
 
 
+@pytest.mark.parametrize("height", [8, 17])
+def test_the_cursor_reaches_every_pack_on_a_terminal_of_any_height(height: int) -> None:
+    async def act(pilot: Pilot[int]) -> None:
+        shown = await settle(pilot)
+        assert "▶" in shown, shown
+        assert "packs more" not in shown
+        for number in range(1, 20):
+            await pilot.press("down")
+            if number % 8 == 0:
+                await settle(pilot)
+        shown = await settle(pilot)
+        assert next(line for line in shown.splitlines() if "▶" in line).startswith(f"{last} "), shown
+
+    with execmem.Domain("long", small_pages=True) as domain:
+        held = domain.alloc_many([2 << 20] * 20, kind="data")
+        last = len(domain.packs()) - 1
+        app = top(os.getpid(), domain.name)
+        drive(app, act, (80, height))
+        del held
+
+
 def test_next_block_goes_round(domain: execmem.Domain) -> None:
     blocks = [domain.place(b"\xc3" * 64, name=name) for name in ("one", "two", "three")]
 
