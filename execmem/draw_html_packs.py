@@ -369,6 +369,13 @@ const write = (pen, words, x, y, name = "ink", align = "left") => {
   pen.fillText(words, x, y);
 };
 
+const fit = (pen, words, room) => { // cut to a width
+  if (pen.measureText(words).width <= room) return words;
+  const letters = [...words];
+  while (letters.length && pen.measureText(letters.join("") + "\u2026").width > room) letters.pop();
+  return letters.join("") + "\u2026";
+};
+
 // ---- bars of all packs ----
 const LINE = 32, BAR = 22, LEFT = 132, RIGHT = 366, HEAD = 22;
 const several = data.domains.length > 1;
@@ -385,8 +392,9 @@ const draw = () => {
       pen.fillStyle = ink("giant");
       pen.fillRect(0, y - 2, 5, BAR + 4);
     }
-    const label = several ? `${data.domains[pack.domain]}`.slice(0, 9) + ` ${pack.number}` : `pack ${pack.number}`;
-    write(pen, label, 10, y + BAR / 2);
+    const room = LEFT - 24 - pen.measureText(`${pack.kind} ${pack.number}`).width;
+    const label = several ? fit(pen, data.domains[pack.domain], room) : "pack";
+    write(pen, `${label} ${pack.number}`, 10, y + BAR / 2);
     write(pen, pack.kind, LEFT - 8, y + BAR / 2, "dim", "right");
     paint(pen, pack, from, from + span, LEFT, y, wide, BAR);
     [56, 126, 190].forEach((x, k) => write(pen, pack.facts[k], LEFT + wide + x, y + BAR / 2, "ink", "right"));
@@ -398,7 +406,7 @@ const draw = () => {
   }
   pen.clearRect(0, 0, bars.clientWidth, HEAD - 6);
   for (let part = 0; part <= 4; part++)
-    write(pen, size((from + span * part / 4) * CHUNK), LEFT + wide * part / 4, 8, "dim", "center");
+    write(pen, size((from + span * part / 4) * CHUNK), LEFT + wide * part / 4, 8, "dim", part < 4 ? "center" : "right");
   ["in use", "max free", "blocks"].forEach((words, k) =>
     write(pen, words, LEFT + wide + [56, 126, 190][k], 8, "dim", "right"));
   write(pen, "pages", LEFT + wide + 202, 8, "dim");
@@ -419,7 +427,7 @@ const tellHere = () => {
     return;
   }
   const what = chunk >= pack.usable ? "not open for blocks" : isAlone(pack, chunk)
-    ? "in use by no live block: parked, in quarantine, or held for a fork" : "free";
+    ? "in use by no live block: parked, retired, in quarantine, or held for a fork" : "free";
   $("here").textContent = `${at(chunk * CHUNK)}: ${what}; ${place}, +${hex(chunk * CHUNK)}.`;
 };
 const point = (pack, begin, end) => { // at chunks of a pack: at the largest of the blocks there

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 import zlib
 from dataclasses import replace
@@ -232,6 +233,43 @@ def test_a_browser_tells_blocks_and_goes_into_packs_and_rows(tmp_path: Path, way
         assert page.ask("document.title").startswith("packs of process 4711")
         assert page.requests == [path.as_uri()]
         assert not page.complaints
+
+
+RECORD = """(() => {
+  const shown = window.shown = [], own = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (words, x, y) {
+    const part = { left: 0, center: 0.5, right: 1 }[this.textAlign], wide = this.measureText(words).width;
+    shown.push([this.canvas.id, Math.round(y), x - part * wide, x + (1 - part) * wide, words]);
+    own.call(this, words, x, y);
+  };
+  dispatchEvent(new Event("resize"));
+})()"""
+
+
+@pytest.mark.unsanitized
+def test_words_in_the_bars_do_not_run_into_each_other(tmp_path: Path) -> None:
+    program = browser.find()
+    if program is None:
+        pytest.skip(f"none of {', '.join(browser.NAMES)} is installed")
+    path = tmp_path / "a.html"
+    told = [replace_name(some_told(), name) for name in ("W" * 63, "plugins", "\U0001f600" * 15)]
+    path.write_text(draw_html_packs.draw_page(told, "several", "age"), encoding="utf-8")
+    with browser.browse(program, tmp_path / "profile") as page:
+        page.open(path, "light")
+        page.ask(RECORD)
+        lines: dict[int, list[tuple[float, float, str]]] = {}
+        for canvas, y, left, right, words in page.ask("window.shown"):
+            if canvas == "bars":
+                lines.setdefault(y, []).append((left, right, words))
+    for words_of_line in lines.values():
+        ordered = sorted(words_of_line)
+        for (_, end, before), (begin, _, after) in itertools.pairwise(ordered):
+            assert end + 4 <= begin, (before, after)
+    assert any(words.startswith("WW") and words.endswith("… 1023") for line in lines.values() for *_, words in line)
+
+
+def replace_name(told: Told, name: str) -> Told:
+    return told._replace(facts=replace(told.facts, name=name))
 
 
 def check_bars(page: browser.Browser) -> None:
