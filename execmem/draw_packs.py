@@ -179,7 +179,7 @@ def axis(cells: int) -> str:
     middle = "1 MB"
     left = cells // 2 - 1
     scale = "0".ljust(left) + middle + "2 MB".rjust(cells - left - len(middle))
-    return f"{'pack kind':<{LABEL}} {scale}   " + columns(["fill", "max free", "blocks", "pages"], FACTS)
+    return f"{'pack kind':<{LABEL}} {scale}  " + columns(["fill", "max free", "blocks", "pages"], FACTS)
 
 
 # ---- a domain ----
@@ -188,7 +188,7 @@ def axis(cells: int) -> str:
 def notes(pack: PackFacts) -> list[str]:
     """Return what else there is to say about a pack."""
     told = [("parked", pack.parked), ("retired", pack.retired), ("held for a fork", pack.held)]
-    found = [f"{count} {what}" for what, count in told if count]
+    found = [f"{count:,} {what}" for what, count in told if count]
     return found + ["draining"] * pack.draining + ["the parent process's"] * pack.inherited
 
 
@@ -201,10 +201,10 @@ def draw_pack(pack: PackFacts, by: str, paint: Paint) -> list[str]:
     if pack.classes is None:
         return lines
     indent = " " * (LABEL + 2)
-    said = [pack.state] * (pack.state != "full")
+    said = [f"span of {pack.packs} packs" if pack.state == "span" else pack.state] * (pack.state != "full")
     said += [] if pack.oldest_ms is None else [f"oldest {tell_age(pack.oldest_ms)}"]
     extra = notes(pack)
-    fits = len(", ".join([*said, *extra])) <= FACTS_WIDTH - len("  ")
+    fits = len(", ".join([*said, *extra])) <= FACTS_WIDTH - len("||  ")
     beside = ", ".join([*said, *extra] if fits else said)
     lines.append(f"{'':<{LABEL}}{letter_bar(pack.classes, by, paint)}  {beside}".rstrip())
     if not fits:
@@ -225,9 +225,12 @@ def head(facts: DomainFacts, paint: Paint) -> list[str]:
     blocks = f"{facts.live_blocks:,} block{'s' * (facts.live_blocks != 1)}"
     limit = "" if facts.limit_bytes is None else f", limit {tell_bytes(facts.limit_bytes)}"
     sealed = "" if facts.sealed == "no" else f", sealed ({facts.sealed})"
+    waiting = [f"{facts.retired_blocks:,} retired"] * bool(facts.retired_blocks)
+    waiting += [f"{tell_bytes(facts.quarantined_bytes)} in quarantine"] * bool(facts.quarantined_bytes)
+    beside = "".join(f", {words}" for words in waiting)
     history = f"packs made {facts.packs_made:,}, returned {facts.packs_returned:,}"
     lines = [
-        f"{paint.head(name)}: {packs}, {blocks} of {tell_bytes(facts.live_bytes)}{limit}{sealed}",
+        f"{paint.head(name)}: {packs}, {blocks} of {tell_bytes(facts.live_bytes)}{limit}{sealed}{beside}",
         f"mode {facts.write_mode}, {printable(facts.arch, paint)}, opened {tell_age(facts.age_ms)} ago; {history}",
     ]
     if facts.collapse_failures:
@@ -248,9 +251,7 @@ def draw_domain(facts: DomainFacts, paint: Paint, width: int) -> list[str]:
     for pack in facts.packs:
         lines += draw_pack(pack, facts.by, paint)
     if facts.packs_left_out:
-        lines.append(
-            f"and {facts.packs_left_out:,} packs more; packs by fill, 0 to 100 % in tenths: {tell_fills(facts)}"
-        )
+        lines.append(f"{tell_left_out(facts)}; packs by fill, 0 to 100 % in tenths: {tell_fills(facts)}")
     lines += [f"pages: not available: {reason}" for reason in tell_no_pages(facts)]
     if facts.owners is not None and facts.ages is not None:
         letters = OWNER_LETTERS if facts.by == "owner" else ""
@@ -260,6 +261,11 @@ def draw_domain(facts: DomainFacts, paint: Paint, width: int) -> list[str]:
     if facts.of_one_moment is False:
         lines.append(SEVERAL_MOMENTS)
     return lines
+
+
+def tell_left_out(facts: DomainFacts) -> str:
+    """Return how many packs are not shown."""
+    return f"and {facts.packs_left_out:,} pack{'s' * (facts.packs_left_out != 1)} more"
 
 
 def tell_no_pages(facts: DomainFacts) -> list[str]:
@@ -321,7 +327,7 @@ def draw_rows(pack: PackFacts, rows: Sequence[RowFacts], paint: Paint, width: in
     wide = width >= WIDE_FROM
     cells = len(rows[0].cells) if wide else len(rows[0].cells) // 2
     scale = "0".ljust(cells - 5) + "64 kB"
-    lines = [paint.dim(f"row at       {scale}   " + columns(["fill", "max free", "blocks", "ages"], ROW_FACTS))]
+    lines = [paint.dim(f"row at       {scale}  " + columns(["fill", "max free", "blocks", "ages"], ROW_FACTS))]
     for row in rows:
         shares = row.cells if wide else halve(row.cells)
         kinds = row.classes if wide else [left if left != NO_CLASS else right for left, right in pairs(row.classes)]

@@ -203,7 +203,7 @@ def draw_domain(facts: DomainFacts) -> list[Part]:
     told = []
     if facts.packs_left_out:
         fills = draw_packs.tell_fills(facts)
-        told.append(f"and {facts.packs_left_out:,} packs more; packs by fill, 0 to 100 % in tenths: {fills}")
+        told.append(f"{draw_packs.tell_left_out(facts)}; packs by fill, 0 to 100 % in tenths: {fills}")
     told += [f"pages: not available: {reason}" for reason in draw_packs.tell_no_pages(facts)]
     if facts.of_one_moment is False:
         told.append(draw_packs.SEVERAL_MOMENTS)
@@ -221,7 +221,7 @@ def draw_legend(by: str) -> Part:
     lines[0] += " Only ground: free. No ground: not open for blocks."
     if by == "fill":
         return notes(lines)
-    lines.append("Pale: in use by no live block (parked, in quarantine, held for a fork).")
+    lines.append("Pale: in use by no live block (parked, retired, in quarantine, held for a fork).")
     colours, letters = palette(by)
     if by == "owner":
         words = [*("" for _ in letters[:-1]), f"all after the first {OWNERS_SHOWN}"]

@@ -50,7 +50,7 @@ DAY: Final = 86_400  # seconds
 CHUNK: Final = 64  # bytes
 SEARCH_EVERY: Final = 2.0  # seconds between searches for new domains: the list of mappings is dear to its process
 
-Moment: TypeAlias = "dict[int, tuple[Ledger, Look]]"  # by the numbers of domains
+Moment: TypeAlias = "dict[int, tuple[Ledger, Look]]"  # by id: two copies of the library in a process count alike
 
 
 class UsageError(Exception):
@@ -171,7 +171,7 @@ def pick_one(ledgers: Sequence[Ledger], what: str) -> Ledger:
 
 def look_at(ledgers: Sequence[Ledger]) -> Moment:
     """Return a look at each domain; of one that closed meanwhile the last state is still there."""
-    return {ledger.domain: (ledger, ledger.look()) for ledger in ledgers}
+    return {id(ledger): (ledger, ledger.look()) for ledger in ledgers}
 
 
 class Looks:
@@ -487,9 +487,10 @@ def draw_pack(ledger: Ledger, pack: PackFacts, now_ms: int, row: int | None) -> 
     name = draw_packs.printable(ledger.name, paint)
     full = f"{pack.fill:.1%} of {tell_bytes(pack.usable_bytes)} in use"
     made = f"made {draw_packs.tell_age(pack.age_ms)} ago"
+    count = f"{pack.blocks:,} block{'s' * (pack.blocks != 1)}"
     lines = [
         paint.head(f"pack {pack.number} of domain {name} ({ledger.domain}), {pack.kind}, at {pack.address:#x}"),
-        f"{pack.blocks:,} blocks, {full}, {made}; {draw_packs.tell_pages(pack.pages, pack.packs)}",
+        f"{count}, {full}, {made}; {draw_packs.tell_pages(pack.pages, pack.packs)}",
         *([", ".join(draw_packs.notes(pack))] if draw_packs.notes(pack) else []),
         *([f"pages: {pack.pages.why}"] if pack.pages.why else []),
         paint.rule(width),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from execmem._core import ffi, lib
+from execmem.ledger import WORD_MAX
 from execmem.watch import Look, Pages, PagesFound
 
 if TYPE_CHECKING:
@@ -327,7 +328,7 @@ def pack_facts(ledger: Ledger, look: Look, number: int, cells: int, pages: Pages
         used_bytes=used * lib.EXECMEM_CHUNK,
         fill=used / max(usable if span else len(used_bits), 1),
         largest_free_bytes=0 if span else largest_run(used_bits) * lib.EXECMEM_CHUNK,
-        blocks=int(record["blocks"]),
+        blocks=max(int(record["blocks"]) - int(record["retired"]), 0),
         parked=int(record["parked"]),
         retired=int(record["retired"]),
         held=int(record["held"]),
@@ -420,8 +421,8 @@ def survey_domain(  # noqa: PLR0913, PLR0917 - the last is for pages only
         sealed=SEALED[int(header["sealed"])] if header["sealed"] < len(SEALED) else str(int(header["sealed"])),
         limit_bytes=None if limit == 2**64 - 1 else limit,
         age_ms=look.now_ms,
-        live_blocks=look.live_blocks,
-        live_bytes=look.total("live_bytes"),
+        live_blocks=(look.live_blocks - look.total("retired_blocks")) & WORD_MAX,
+        live_bytes=(look.total("live_bytes") - look.total("retired_bytes")) & WORD_MAX,
         used_bytes=look.total("used_bytes"),
         quarantined_bytes=look.total("quarantined_bytes"),
         retired_blocks=look.total("retired_blocks"),
@@ -504,7 +505,7 @@ def survey_rows(ledger: Ledger, pack: PackFacts, now_ms: int) -> list[RowFacts]:
 
 
 def chunks_of_nobody(ledger: Ledger, pack: PackFacts, blocks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Return a bool a usable chunk: in use, but of none of these blocks (parked, quarantined, held for a fork)."""
+    """Return a bool a usable chunk: in use, but of none of these blocks (parked, retired, held for a fork)."""
     if pack.state == "span":
         return np.zeros(lib.EXECMEM_PACK_CHUNKS, dtype=np.bool_)
     alone = ledger.used(pack.number)
@@ -519,7 +520,7 @@ def chunks_of_nobody(ledger: Ledger, pack: PackFacts, blocks: npt.NDArray[np.voi
 def survey_row(ledger: Ledger, pack: PackFacts, row: int, now_ms: int) -> tuple[list[BlockFacts], list[int]]:
     """Return the blocks that have chunks in a row, and of each chunk which of them it is of.
 
-    -1: of nobody, -2: in use, but of no live block (parked, quarantined, held for a fork), -3: not open for blocks.
+    -1: of nobody, -2: in use, but of no live block (parked, retired, held for a fork), -3: not open for blocks.
     """
     held, _ = read_pack(ledger, pack.number, now_ms)
     used = np.ones(lib.EXECMEM_PACK_CHUNKS, dtype=np.bool_) if pack.state == "span" else ledger.used(pack.number)

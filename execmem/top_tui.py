@@ -270,7 +270,7 @@ class TopApp(LiveApp):
                     mark(block[0], self.paint)
                 lines += block
             if domain.packs_left_out:
-                lines.append(Text(f"and {domain.packs_left_out:,} packs more", style="dim"))
+                lines.append(Text(draw_packs.tell_left_out(domain), style="dim"))
             lines.append(Text())
         if not found.domains:
             lines.append(Text("no domain is open now"))
@@ -335,7 +335,10 @@ class TopApp(LiveApp):
         address = found.pack.address + (found.want.row * ROW_CHUNKS + self.chunk) * CHUNK
         where = f"chunk {self.chunk} of the row, at {address:#x}: "
         if place < 0:
-            of = {draw_packs.BLANK: "free", draw_packs.HELD: "in use, by no live block (parked, quarantined, held)"}
+            of = {
+                draw_packs.BLANK: "free",
+                draw_packs.HELD: "in use, by no live block (parked, retired or held)",
+            }
             return [Text(where + of.get(place, "not open for blocks")), Text(), Text()]
         block = found.blocks[place]
         owner = draw_packs.printable(block.owner, self.paint, 24)
@@ -388,9 +391,11 @@ def tell_pack(pack: PackFacts, domain: str, paint: Paint) -> list[Text]:
     full = f"{pack.fill:.1%} of {tell_bytes(pack.usable_bytes)} in use"
     badge = draw_packs.tell_pages(pack.pages, pack.packs)
     more = draw_packs.notes(pack)
+    state = f"span of {pack.packs} packs" if pack.state == "span" else pack.state
+    blocks = f"{pack.blocks:,} block{'s' * (pack.blocks != 1)}"
     return [
-        Text(f"pack {pack.number} of {name}, {pack.kind}, {pack.state}, at {pack.address:#x}", style="bold"),
-        Text(", ".join([f"{pack.blocks:,} blocks, {full}; {badge}", *more])),
+        Text(f"pack {pack.number} of {name}, {pack.kind}, {state}, at {pack.address:#x}", style="bold"),
+        Text(", ".join([f"{blocks}, {full}; {badge}", *more])),
     ]
 
 
