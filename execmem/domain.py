@@ -809,17 +809,23 @@ class Domain(DomainBase, ledger.Books):
                 f"{header.packs_live} packs, {limit}, {self.write_mode}>"
             )
 
+    @property
+    def _window(self) -> int | None:
+        """Where the window begins, None when the domain is closed."""
+        with GATE:
+            return None if self.closed else int(self._header.window)
+
     def _repr_svg_(self) -> str:
         """Return the picture of its packs that notebooks show, or why there is none; about 1 ms a pack."""
         from execmem import notebook  # noqa: PLC0415 - few draw, and all import this module
 
-        return notebook.draw_svg(self.number, repr(self), closed=self.closed)
+        return notebook.draw_svg(self.number, self._window, repr(self))
 
     def _repr_html_(self) -> str:
         """Return the same picture for notebooks that would rather have HTML."""
         from execmem import notebook  # noqa: PLC0415 - few draw, and all import this module
 
-        return notebook.draw_html(self.number, repr(self), closed=self.closed)
+        return notebook.draw_html(self.number, self._window, repr(self))
 
 
 ROOTS: Final[list[Domain]] = []  # the newest is the one of this process

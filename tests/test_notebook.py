@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from test_draw_svg import HOSTILE, parse
@@ -37,6 +37,11 @@ def test_an_empty_domain_and_a_closed_one_are_shown() -> None:
         assert "there is no pack" in words(domain._repr_svg_())
     assert "<Domain 'short' closed>" in words(domain._repr_svg_())
     assert "It is closed" in words(domain._repr_html_())
+
+
+def test_another_domain_of_the_same_number_is_not_taken_for_it(domain: execmem.Domain) -> None:
+    shown = notebook.draw_svg(domain.number, 1 << 21, "one of another copy of the library")
+    assert "Its packs cannot be drawn" in words(shown)
 
 
 def test_many_packs_are_limited_and_told(domain: execmem.Domain) -> None:
@@ -79,6 +84,7 @@ class Door:
     """A ledger of another domain."""
 
     domain = -1
+    header: ClassVar[dict[str, int]] = {"window": 0}
 
     def close(self) -> None:
         """Do nothing."""
