@@ -82,7 +82,7 @@ def pack_head(pack: PackFacts, domain: int, held: Held) -> dict[str, Any]:
         "usable": len(held.alone),
         "count": len(held.blocks.blocks),
         "facts": facts,
-        "badge": draw_packs.tell_pages(pack.pages, pack.packs),
+        "badge": draw_packs.tell_pages(pack.pages),
         "huge": bool(pack.pages.huge_bytes),
         "more": more,
     }

@@ -75,7 +75,7 @@ def tell_rate(value: float) -> str:
     return f"{value:.1f}" if 0 < value < FEW else f"{value:,.0f}"
 
 
-def tell_pages(pages: PagesFound, packs: int = 1) -> str:
+def tell_pages(pages: PagesFound) -> str:
     """Return the badge of a pack: how the kernel maps it.
 
     >>> from execmem.watch import PagesFound
@@ -86,25 +86,27 @@ def tell_pages(pages: PagesFound, packs: int = 1) -> str:
         return "pages: not available"
     huge = pages.huge_bytes // PACK_BYTES
     if pages.present_bytes is None:
-        return f"{huge} x 2 MB" if huge else f"{512 * packs} x 4 kB"
+        return f"{huge} x 2 MB" if huge else "4 kB pages"  # nobody tells how many
     small = (pages.present_bytes - pages.huge_bytes) // SMALL_PAGE
     told = [f"{huge} x 2 MB"] * bool(huge) + [f"{small} x 4 kB"] * bool(small)
     return " + ".join(told) or "no page touched"
 
 
-def short_pages(pages: PagesFound, packs: int = 1) -> str:
+def short_pages(pages: PagesFound) -> str:
     """Return the badge in 6 columns.
 
     >>> from execmem.watch import PagesFound
     >>> short_pages(PagesFound(2 << 20, 2 << 20, "pagemap")), short_pages(PagesFound(0, None, "ledger"))
-    ('1x2M', '512x4k')
+    ('1x2M', '4k')
     """
     if pages.huge_bytes is None:
         return "n/a"
-    told = tell_pages(pages, packs)
+    told = tell_pages(pages)
     if "+" in told:
         return "mixed"
-    return "none" if told.startswith("no") else told.replace(" x ", "x").replace(" MB", "M").replace(" kB", "k")
+    if told.startswith("no"):
+        return "none"
+    return told.removesuffix(" pages").replace(" x ", "x").replace(" MB", "M").replace(" kB", "k")
 
 
 # ---- bars ----
@@ -195,7 +197,7 @@ def notes(pack: PackFacts) -> list[str]:
 def draw_pack(pack: PackFacts, by: str, paint: Paint) -> list[str]:
     """Return one pack: its bar by fill, and where blocks were read its letters and who pins it."""
     label = f"{pack.number:<4} {pack.kind:<{LABEL - 5}}"
-    badge = short_pages(pack.pages, pack.packs)
+    badge = short_pages(pack.pages)
     facts = columns([f"{pack.fill:.1%}", tell_bytes(pack.largest_free_bytes), f"{pack.blocks:,}", badge], FACTS)
     lines = [f"{label}{fill_bar(pack.cells, pack.classes, by, paint)} {facts}"]
     if pack.classes is None:
@@ -304,7 +306,7 @@ def legend(by: str, cells: int, paint: Paint) -> list[str]:
     blank = EMPTY if paint.unicode else EMPTY_ASCII
     each = tell_bytes(PACK_BYTES // cells)
     lines = [f"a cell is {each}: {blank} free, {shades} fuller by quarters, bare: not open for blocks"]
-    lines.append("pages: 1x2M one of 2 MB, 512x4k of 4 kB, none: not touched, n/a: not available")
+    lines.append("pages: 1x2M one of 2 MB, 512x4k or 4k of 4 kB, none: not touched, n/a: unknown")
     if by == "age":
         lines += ["letter: age of most of its bytes, from new to old:", f"  {age_marks(paint)}"]
     elif by == "owner":

@@ -93,7 +93,7 @@ def find_letters(pack: PackFacts, letters: str) -> list[tuple[int, int, str]]:
 
 def draw_badge(pack: PackFacts) -> str:
     """Return how the kernel maps a pack: a full badge for 2 MB pages, an empty one for others."""
-    words = draw_packs.tell_pages(pack.pages, pack.packs)
+    words = draw_packs.tell_pages(pack.pages)
     wide = 14 + 6.8 * len(words)
     x = WIDTH - 16 - wide
     whole = bool(pack.pages.huge_bytes) and "+" not in words

@@ -490,7 +490,7 @@ def draw_pack(ledger: Ledger, pack: PackFacts, now_ms: int, row: int | None) -> 
     count = f"{pack.blocks:,} block{'s' * (pack.blocks != 1)}"
     lines = [
         paint.head(f"pack {pack.number} of domain {name} ({ledger.domain}), {pack.kind}, at {pack.address:#x}"),
-        f"{count}, {full}, {made}; {draw_packs.tell_pages(pack.pages, pack.packs)}",
+        f"{count}, {full}, {made}; {draw_packs.tell_pages(pack.pages)}",
         *([", ".join(draw_packs.notes(pack))] if draw_packs.notes(pack) else []),
         *([f"pages: {pack.pages.why}"] if pack.pages.why else []),
         paint.rule(width),

@@ -101,7 +101,7 @@ class TopApp(LiveApp):
         "q             quit",
         "",
         "shades: share in use, by quarters; bare: not open for blocks",
-        "pages: 1x2M one of 2 MB, 512x4k of 4 kB, none: not touched, n/a: not available",
+        "pages: 1x2M one of 2 MB, 512x4k or 4k of 4 kB, none: not touched, n/a: unknown",
         "by owner and by age all blocks are read: 1 ms a pack, a fifth of a core at most",
         "",
         "? closes this",
@@ -389,7 +389,7 @@ def tell_pack(pack: PackFacts, domain: str, paint: Paint) -> list[Text]:
     """Return two lines about a pack."""
     name = draw_packs.printable(domain, paint, 24)
     full = f"{pack.fill:.1%} of {tell_bytes(pack.usable_bytes)} in use"
-    badge = draw_packs.tell_pages(pack.pages, pack.packs)
+    badge = draw_packs.tell_pages(pack.pages)
     more = draw_packs.notes(pack)
     state = f"span of {pack.packs} packs" if pack.state == "span" else pack.state
     blocks = f"{pack.blocks:,} block{'s' * (pack.blocks != 1)}"

@@ -122,7 +122,7 @@ def test_a_bar_shows_what_is_where(
     assert "\x1b" not in out
     first, second = striped_line(out)
     assert ("█" * each + "·" * each) * 16 in first
-    assert re.search(r"50\.0% +64\.0 kB +16 (1x2M|512x4k|n/a)$", first)
+    assert re.search(r"50\.0% +64\.0 kB +16 (1x2M|512x4k|4k|n/a)$", first)
     # By age: under a second, or on a busy machine up to a minute.
     assert re.search(f"(?:(?:A{{{each}}}|B{{{each}}}|C{{{each}}}) {{{each}}}){{16}}", second)
     assert "oldest" in second
@@ -194,6 +194,12 @@ def test_retired_and_quarantined_blocks_are_told_beside_the_live_ones(capsys: py
     assert told == [27, 2700, 20, 3 * 128]
     assert sum(pack["blocks"] for pack in found["packs"]) == sum(share["blocks"] for share in found["ages"]) == 27
     assert "1 pack, 27 blocks of 2.6 kB, 20 retired, 384 B in quarantine" in out
+
+
+def test_pages_that_nobody_counted_are_not_counted() -> None:
+    for source in ("ledger", "smaps"):
+        found = watch.PagesFound(0, None, source)
+        assert (draw_packs.tell_pages(found), draw_packs.short_pages(found)) == ("4 kB pages", "4k")
 
 
 def test_two_domains_of_a_number_are_both_looked_at() -> None:
@@ -521,7 +527,7 @@ def test_top_prints_one_picture_after_another(striped: execmem.Domain, capsys: p
     first, second = out.strip().split("\n\nexecmem top ")
     for shown in (first, second):
         assert "█·" * 16 in shown
-        assert re.search(r"16 (1x2M|512x4k|n/a)$", shown, re.MULTILINE)
+        assert re.search(r"16 (1x2M|512x4k|4k|n/a)$", shown, re.MULTILINE)
     assert "one look only" in first
     assert re.search(r"per second, over \d+\.\d\d s: 0 allocs, 0 frees, 0 fills, 0 refusals", second)
     assert max(map(len, out.splitlines())) <= 80
