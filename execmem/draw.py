@@ -157,13 +157,13 @@ def tell_time(seconds: float) -> str:
 def width_of(text: str) -> int:
     """Return how many columns of a terminal a text takes: two for each wide letter, none for a mark.
 
-    >>> width_of("ab"), width_of(chr(0x6F22) * 2), width_of("e" + chr(0x301))
-    (2, 4, 1)
+    >>> width_of("ab"), width_of(chr(0x6F22) * 2), width_of("e" + chr(0x301)), width_of(chr(0xE01) + chr(0xE31))
+    (2, 4, 1, 1)
     """
     if text.isascii():
         return len(text)
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(unicodedata.combining(char) > 0 or char in {FSI, PDI} for char in text)
+    seen = [char for char in text if char not in {FSI, PDI} and unicodedata.category(char) not in {"Mn", "Me"}]
+    return len(seen) + sum(unicodedata.east_asian_width(char) in "WF" for char in seen)
 
 
 def cut(text: str, most: int) -> str:
