@@ -70,7 +70,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         GAUGE, "Memory of packs that is in use: by live, parked, quarantined and held blocks, as rounded."
     ),
     "execmem_domain_live_blocks": Family(GAUGE, "Live blocks, retired ones included."),
-    "execmem_domain_live_bytes": Family(GAUGE, "Bytes of live blocks as asked for."),
+    "execmem_domain_live_bytes": Family(GAUGE, "Bytes of live blocks as asked for, retired ones included."),
     "execmem_domain_used_bytes": Family(GAUGE, "Bytes of live blocks as rounded."),
     "execmem_domain_quarantined_bytes": Family(GAUGE, "Bytes of freed blocks that wait in quarantine, as rounded."),
     "execmem_domain_retired_blocks": Family(GAUGE, "Retired blocks that wait to be freed."),
