@@ -285,13 +285,14 @@ class TopApp(LiveApp):
     def _tell_pack(self, found: Found, width: int) -> list[Text]:
         """Return lines about the pack under the cursor, after a rule."""
         lines = [draw_text(self.paint.rule(width))]
+        lettered = found.domains[:1]  # where no pack is chosen
         for domain in found.domains:
             for pack in domain.packs:
                 if (domain.number, pack.number) == self.chosen:
                     lines += tell_pack(pack, domain.name, self.paint)
-        if found.want.by != "fill" and found.domains:
-            first = found.domains[0]
-            lines.append(draw_text(tell_letters(first, self.paint)))
+                    lettered = [domain]
+        if found.want.by != "fill":
+            lines += [draw_text(tell_letters(domain, self.paint)) for domain in lettered]
         return [*lines, *([Text(self.note, style="bold")] if self.note else [])]
 
     def _draw_rows(self, found: Found, width: int, room: int) -> list[Text]:

@@ -248,6 +248,26 @@ def test_letters_sorting_and_a_wider_screen(striped: execmem.Domain) -> None:
     drive(app, act)
 
 
+def test_letters_are_those_of_the_domain_under_the_cursor() -> None:
+    source_text = (
+        "import execmem; kept = [execmem.Domain(name).place(bytes([0xC3]), name=name * 2) for name in 'xy']; "
+        "print('ready', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", source_text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"ready\n"
+
+        async def act(pilot: Pilot[int]) -> None:
+            await settle(pilot)
+            await pilot.press("b")
+            assert "owners in x: A xx  * others" in await settle(pilot)
+            await pilot.press("end")
+            assert "owners in y: A yy  * others" in await settle(pilot)
+
+        drive(top(child.pid, None), act)
+        child.communicate(b"\n", timeout=60)
+
+
 def test_a_pause_stands_still_and_an_end_is_told() -> None:
     source_text = "import execmem; block = execmem.Domain('x').place(b'\\xc3'); print('ready', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", source_text], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
