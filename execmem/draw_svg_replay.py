@@ -168,11 +168,11 @@ def spread(wanted: Sequence[float], room: float, lowest: float) -> list[float]:
 
 def draw_path(points: Sequence[tuple[int, float]], rows: int, ceiling: float) -> str:
     """Return steps through points: a value holds until the next. Of many the last in each two pixels is drawn."""
-    base = 24 + HIGH
+    base, first = 24 + HIGH, points[0][1]
     if len(points) > COLUMNS:
         points = list({at * COLUMNS // rows: (at, value) for at, value in points}.values())
     steps = "".join(f"H{LEFT + PLOT * at / rows:.5g}V{base - HIGH * value / ceiling:.5g}" for at, value in points)
-    return f"M{LEFT} {base - HIGH * points[0][1] / ceiling:.5g}{steps}H{LEFT + PLOT}"
+    return f"M{LEFT} {base - HIGH * first / ceiling:.5g}{steps}H{LEFT + PLOT}"
 
 
 def draw_chart(title: str, rows: int, curves: Sequence[Curve], area: Sequence[tuple[int, float]] = ()) -> Part:

@@ -217,7 +217,7 @@ def draw_curves(results: Sequence[Result], rows: int, paint: Paint, width: int) 
     for row in results:
         heights = [0] * cells
         for at, count in row.over_time:
-            heights[min(cells - 1, at * cells // max(1, rows))] = count
+            heights[max(at - 1, 0) * cells // max(1, rows)] = count
         for at in range(1, cells):
             heights[at] = max(heights[at], heights[at - 1])
         line = "".join(steps[-(-count * len(steps) // most) - 1] if count else " " for count in heights)

@@ -49,6 +49,9 @@ def test_curves_keep_their_points_for_zooming() -> None:
     assert data["live"] == [[row, row // 2] for row in range(0, 1001, 2)]
     (held,) = re.findall(r'class="em-n em-p0-l" d="(M[^"]*)"', draw_svg_replay.draw_memory(given).body)
     assert held.count("V") == draw_svg_replay.COLUMNS + 1, "a point each two pixels, and the end"
+    steep = replace(given.results[0], over_time=[(0, 0), *((row, row) for row in range(1, 1001))])
+    drawn = draw_svg_replay.draw_curves(replace(given, results=[steep, *given.results[1:]])).body
+    assert f'class="em-n em-p0-l" d="M76 {24 + draw_svg_replay.HIGH}H' in drawn, "it begins before any row"
 
 
 def test_names_are_only_text_and_one_script_runs() -> None:

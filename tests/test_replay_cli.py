@@ -83,6 +83,8 @@ def test_json_has_every_figure(trace: Path, capsys: pytest.CaptureFixture[str]) 
     assert each["splits"] > ours["splits"] >= ours["least"]
     assert set(each["waste"]) == {"header", "rounding", "free"}
     assert set(each["mapped"]) == {"PAGE", "REGION", "GIGA"}
+    assert each["over_time"][:2] == [[0, 0], [1, 1]], "before any program was loaded nothing is split"
+    assert each["memory"][:2] == [[0, 0, 0], [1, 700, 4096]]
     assert each["over_time"][-1] == [900, each["splits"]]
     assert each["memory"][-1][:2] == [900, 300 * 700]
     assert len(each["memory"]) == 901, "of few rows each is told"

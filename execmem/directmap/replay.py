@@ -45,10 +45,10 @@ class Result:
     """What a policy made of a workload.
 
     Regions are 2 MB pages of the direct map. `splits` counts how often one was split, `split_now` those that are split
-    at the end, `over_time` pairs of row and splits so far, where they changed, `memory` triples of row, live bytes and
-    held bytes: at most 2,000 of either, and the end. Books are those of the moment with most live bytes: `held` bytes
-    of memory for `live` bytes of code, `waste` the difference by cause, `tlb` the TLB entries that run `HOT` random
-    images. `least` is the lower bound of regions split: see `lower_bound`.
+    at the end, `over_time` pairs of rows that were replayed and splits by then, where they changed, `memory` triples of
+    rows, live bytes and held bytes: before any row, at most 2,000 of either with that, and the end. Books are those of
+    the moment with most live bytes: `held` bytes of memory for `live` bytes of code, `waste` the difference by cause,
+    `tlb` the TLB entries that run `HOT` random images. `least` is the lower bound of regions split: see `lower_bound`.
     """
 
     policy: str
@@ -134,6 +134,11 @@ def run(
     top, every, each = peak(workload), max(1, len(workload.rows) // 100), -(-len(workload.rows) // POINTS)
     columns = (workload.rows[column].tolist() for column in ("kind", "id", "size", "client"))
     for at, (kind, number, size, client) in enumerate(zip(*columns, strict=True)):
+        if at % each == 0:  # before the row: so many have been replayed
+            splits = machine.map.splits[Size.REGION] - zero
+            if not result.over_time or result.over_time[-1][1] != splits:
+                result.over_time.append((at, splits))
+            result.memory.append((at, loads.live, loads.held))
         while marks and marks[0].at <= at:
             mark = marks.pop(0)
             machine.memory.settle(mark.seconds)
@@ -143,11 +148,6 @@ def run(
         else:
             loads.unload(number)
             hog.step()
-        if at % each == 0:
-            splits = machine.map.splits[Size.REGION] - zero
-            if not result.over_time or result.over_time[-1][1] != splits:
-                result.over_time.append((at, splits))
-            result.memory.append((at, loads.live, loads.held))
         if at % every == 0:
             tell(at)
         if at == top:
