@@ -187,7 +187,7 @@ def run_record(options: argparse.Namespace) -> int:
             def wait(seconds: float) -> bool:
                 if live:
                     print(
-                        f"\r{time.monotonic() - began:8.0f} s  {tell_sums(recorder)}",
+                        f"\r{time.monotonic() - began:8.0f} s  {tell_sums(writer, recorder)}",
                         end="",
                         file=sys.stderr,
                         flush=True,
@@ -199,14 +199,14 @@ def run_record(options: argparse.Namespace) -> int:
             finally:
                 if live:
                     print(file=sys.stderr)
-    print(f"{clean(options.file)}: {tell_sums(recorder)} in {tell_time(time.monotonic() - began)}")
+    print(f"{clean(options.file)}: {tell_sums(writer, recorder)} in {tell_time(time.monotonic() - began)}")
     return 0
 
 
-def tell_sums(recorder: record.Recorder) -> str:
-    """Return what has been recorded so far."""
+def tell_sums(writer: Writer, recorder: record.Recorder) -> str:
+    """Return what has been recorded so far; rows are counted as `report` does."""
     return (
-        f"{recorder.writer.count:,} rows, {recorder.loads:,} loads, {recorder.unloads:,} unloads, "
+        f"{writer.events:,} rows, {recorder.loads:,} loads, {recorder.unloads:,} unloads, "
         f"{recorder.splits:,} splits, {recorder.joins:,} joins"
     )
 

@@ -213,10 +213,13 @@ def test_a_recording_of_a_moment(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path = tmp_path / "a.trace"
     code, out, err = run(capsys, "record", path, "--seconds", "0.05", "--every", "0.02")
     assert code == 0
-    assert re.fullmatch(rf"{re.escape(str(path))}: [\d,]+ rows, \d+ loads, .* joins in .*\n", out)
+    told = re.fullmatch(rf"{re.escape(str(path))}: ([\d,]+) rows, \d+ loads, .* joins in .*\n", out)
+    assert told
     assert f"recording into {path} until 0.05 s have gone, or Ctrl-C" in err
     code, out, _ = run(capsys, "report", path, "--json")
-    assert json.loads(out)["counters"]["recorder_cpu_ns"]["last"] > 0
+    found = json.loads(out)
+    assert f"{found['rows']:,}" == told[1], "rows that hold texts are not counted by either"
+    assert found["counters"]["recorder_cpu_ns"]["last"] > 0
     code, _, err = run(capsys, "record", path)
     assert code == 1
     assert "exists" in err

@@ -385,8 +385,6 @@ class Means:
 class Sink(Protocol):
     """Where rows go: a ``Writer``, or who only wants to hear them."""
 
-    count: int
-
     def add(self, events: Iterable[Event]) -> None:
         """Take rows."""
 

@@ -359,6 +359,7 @@ class Writer:
         line = write_header(describe_machine() | dict(header or {}))
         self.path = os.fspath(path)
         self.count = 0  # rows written
+        self.events = 0  # of them those that are no text: events and samples
         self._lexicon = Lexicon()
         self._window = np.empty(0, dtype=EVENT)  # the part of the file that is mapped; it ends with the file
         self._start = 0  # number of its first row
@@ -430,6 +431,7 @@ class Writer:
             fence()
             place["kind"] = part["kind"]
             self.count += len(part)
+            self.events += int(np.count_nonzero(part["kind"] != Kind.TEXT))
             done += len(part)
 
     def add(self, events: Iterable[Event]) -> None:
