@@ -429,6 +429,18 @@ def test_pieces_that_cannot_be_told_apart_each_begin_and_end() -> None:
     assert phases == ["b", "b", "e", "b", "e", "e"]
 
 
+@pytest.mark.parametrize(("came", "went"), [(0, 0xFFFF_FFFF_C000_1000), (0xFFFF_FFFF_C000_1000, 0)])
+def test_code_whose_address_was_hidden_once_is_one_slice(came: int, went: int) -> None:
+    old = Event(Kind.LOAD, START - 5, came, 0, 7, Client.BPF, "uid 0", "old")
+    gone = old._replace(kind=Kind.UNLOAD, ns=START + 3000, at=went, size=64)
+    last = Event(Kind.SAMPLE, START + 9000, 1, name="counter")
+    slices = [one for one in write_events([old, gone, last]) if one["ph"] in "be"]
+    assert [(one["ph"], one["id"], one["ts"], one["name"]) for one in slices] == [
+        ("b", "1.1", 0, "old"),
+        ("e", "1.1", 3, "old"),
+    ]
+
+
 def test_lanes_are_used_again_so_that_tracks_are_few() -> None:
     events = []
     for number in range(2000):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
-from execmem.directmap.trace import TEXT_MAX, Client, Event, Kind, Texts, TraceError
+from execmem.directmap.trace import TEXT_MAX, Client, Event, Kind, Living, Texts, TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -330,13 +330,12 @@ PROCESSES: Final = ("direct map", "code", "BPF", "classic BPF", "BPF trampolines
 class Lanes:
     """Slices of code that lives, each on a lane of its client: the first that is free, so that there are few.
 
-    A viewer makes a track of each lane and name. Pieces with equal client, number and address cannot be told apart: the
-    last that came is the first that goes.
+    A viewer makes a track of each lane and name. Pieces are told apart as `trace.Living` does.
     """
 
     def __init__(self) -> None:
         """Begin with nothing alive."""
-        self._living: dict[tuple[int, int, int], list[tuple[int, str]]] = {}
+        self._living: Living[tuple[int, str]] = Living()
         self._free: dict[int, list[int]] = {}
         self._made: dict[int, int] = {}
         self._unseen = 0
@@ -348,19 +347,15 @@ class Lanes:
             lane = heapq.heappop(free)
         else:
             lane = self._made[client] = self._made.get(client, 0) + 1
-        self._living.setdefault((client, number, at), []).append((lane, name))
+        self._living.take(client, number, at, (lane, name))
         return lane
 
     def give(self, client: int, number: int, at: int) -> tuple[int, str] | None:
         """Return the lane and name of a piece that goes, None where nobody saw it come."""
-        found = self._living.get((client, number, at))
-        if not found:
-            return None
-        lane, name = found.pop()
-        if not found:
-            del self._living[client, number, at]
-        heapq.heappush(self._free[client], lane)
-        return lane, name
+        found = self._living.give(client, number, at)
+        if found:
+            heapq.heappush(self._free[client], found[0])
+        return found
 
     def unseen(self) -> int:
         """Return a lane of its own, for a piece that went and that nobody saw come."""
@@ -369,9 +364,7 @@ class Lanes:
 
     def rest(self) -> Iterator[tuple[int, int, str]]:
         """Give client, lane and name of what lives at the end."""
-        for (client, _, _), found in self._living.items():
-            for lane, name in found:
-                yield client, lane, name
+        return ((client, lane, name) for client, (lane, name) in self._living.rest())
 
 
 def to_us(ns: int) -> str:

@@ -32,7 +32,7 @@ import stat
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -160,6 +160,53 @@ class Lexicon:
         ]
         new, self._new = self._new, []
         return np.concatenate([*new, np.array(fields, dtype=EVENT)])
+
+
+T = TypeVar("T")
+
+
+class Living(Generic[T]):
+    """Pieces of code that came and have not gone, each with something of the caller's. Constant time for each.
+
+    Pieces are told apart by client, id and address: functions of a BPF program have one id, and each client counts for
+    itself. Where an address is not known, when it came or when it goes, the last that fits is the one that goes.
+
+    >>> living = Living()
+    >>> living.take(Client.BPF, 7, 0, "loaded before, when addresses were hidden")
+    >>> living.give(Client.BPF, 7, 0xC000_1000), living.give(Client.BPF, 7, 0xC000_1000)
+    ('loaded before, when addresses were hidden', None)
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing alive."""
+        self._pieces: dict[tuple[int, int], dict[int, list[T]]] = {}
+
+    def take(self, client: int, number: int, at: int, what: T) -> None:
+        """Note a piece that came."""
+        self._pieces.setdefault((client, number), {}).setdefault(at, []).append(what)
+
+    def give(self, client: int, number: int, at: int) -> T | None:
+        """Return what was noted of a piece that goes, None where nobody saw it come."""
+        pieces = self._pieces.get((client, number))
+        if not pieces:
+            return None
+        if number and at not in pieces:
+            at = 0 if at else next(reversed(pieces))
+        if at not in pieces:
+            return None
+        what = pieces[at].pop()
+        if not pieces[at]:
+            del pieces[at]
+            if not pieces:
+                del self._pieces[client, number]
+        return what
+
+    def rest(self) -> Iterator[tuple[int, T]]:
+        """Give client and what was noted of each piece that has not gone."""
+        for (client, _), pieces in self._pieces.items():
+            for found in pieces.values():
+                for what in found:
+                    yield client, what
 
 
 class Texts:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from execmem.directmap.trace import EVENT, Client, Kind
+from execmem.directmap.trace import EVENT, Client, Kind, Living
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,31 +55,23 @@ class Workload:
 def recorded(name: str, rows: Rows) -> Workload:
     """Return the loads and unloads of a recorded trace; an unload of what was loaded before it began is left out.
 
-    Pieces are told apart by client, id and address: functions of a BPF program have one id, and each client counts for
-    itself. Where an address is not known, when it came or when it goes, the last that fits is the one that goes. A row
-    of UNLOAD gets the size of its LOAD, for that is what goes. Linear time.
+    Pieces are told apart as `trace.Living` does. A row of UNLOAD gets the size of its LOAD, for that is what goes.
+    Linear time.
     """
     keep: list[int] = []
     keys: list[int] = []
     sizes: list[int] = []
-    living: dict[tuple[int, int], dict[int, list[int]]] = {}  # by client and id: what came to each address
+    living: Living[int] = Living()
     # As plain numbers: numpy's, compared with a Kind, take ten times as long and swallow a Ctrl-C that comes meanwhile.
     columns = (rows[column].tolist() for column in ("kind", "client", "id", "at", "size"))
     for at, (kind, client, number, address, size) in enumerate(zip(*columns, strict=True)):
         if kind == Kind.LOAD:
             keys.append(len(keep) + 1)
             sizes.append(size)
-            living.setdefault((client, number), {}).setdefault(address, []).append(keys[-1])
-        elif kind == Kind.UNLOAD and (pieces := living.get((client, number))):
-            place = address
-            if number and address not in pieces:
-                place = 0 if address else next(reversed(pieces))
-            if place not in pieces:
-                continue
-            keys.append(pieces[place].pop())
-            sizes.append(sizes[keys[-1] - 1])
-            if not pieces[place]:
-                del pieces[place]
+            living.take(client, number, address, keys[-1])
+        elif kind == Kind.UNLOAD and (key := living.give(client, number, address)):
+            keys.append(key)
+            sizes.append(sizes[key - 1])
         else:
             continue
         keep.append(at)
