@@ -264,11 +264,20 @@ def sum_code(rows: npt.NDArray[np.void], start: int) -> dict[str, dict[str, int]
     return found
 
 
+def sum_whole(
+    place: npt.NDArray[np.intp], values: npt.NDArray[np.unsignedinteger[Any]], count: int
+) -> npt.NDArray[np.int64]:
+    """Return the sum of the values of each place; numpy's `bincount` would round those above 2**53."""
+    sums = np.zeros(count, np.int64)
+    np.add.at(sums, place, values.astype(np.int64))
+    return sums
+
+
 def sum_owners(rows: npt.NDArray[np.void], texts: Texts) -> list[dict[str, Any]]:
     """Return who loaded how much, those first who loaded most pieces."""
     loads = rows[rows["kind"] == Kind.LOAD]
     numbers, place, counts = np.unique(loads["owner"], return_inverse=True, return_counts=True)
-    sizes = np.bincount(place, weights=loads["size"], minlength=len(numbers)).astype(np.int64)
+    sizes = sum_whole(place, loads["size"], len(numbers))
     names = texts.take(numbers).tolist()
     order = np.argsort(-counts, kind="stable").tolist()
     return [{"owner": names[at], "loads": int(counts[at]), "bytes": int(sizes[at])} for at in order]
@@ -278,7 +287,7 @@ def sum_splits(rows: npt.NDArray[np.void], texts: Texts, start: int) -> list[dic
     """Return splits and joins by who did them and why, those first that are most; when each was first, and where."""
     events = rows[(rows["kind"] == Kind.SPLIT) | (rows["kind"] == Kind.JOIN)]
     keys, place = np.unique(events[["kind", "size", "owner", "name"]], return_inverse=True)
-    counts = np.bincount(place, weights=events["id"], minlength=len(keys)).astype(np.int64)
+    counts = sum_whole(place, events["id"], len(keys))
     # Sorted once: looking for each kind among all rows would take minutes where there are 100,000 kinds.
     parts = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place, minlength=len(keys)))[:-1])
     owners, reasons = texts.take(keys["owner"]).tolist(), texts.take(keys["name"]).tolist()
@@ -329,7 +338,8 @@ def print_report(found: Mapping[str, Any]) -> None:
     for one in found["splits"][:TOP]:
         what = f"{one['count']:,} x {tell_bytes(one['size'])} {one['kind']}"
         owner = clean(one["owner"]) if one["owner"] else "unattributed"
-        print(f"{what:<22} {paint.bad(owner) if one['owner'] else owner}, first at {one['first_s']:,} s")
+        first = f"at {one['first_s']:,} s" if one["first_s"] >= 0 else "before the start"
+        print(f"{what:<22} {paint.bad(owner) if one['owner'] else owner}, first {first}")
         for line in textwrap.wrap(clean(one["why"]), width - 23):
             print(f"{'':<22} {line}")
     if len(found["splits"]) > TOP:

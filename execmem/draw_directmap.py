@@ -44,10 +44,16 @@ ROOMY: Final = 32  # lines, from which on all words of the limit are said
 
 
 def tell_value(name: str, value: float) -> str:
-    """Return a counter as people read it: bytes, times or numbers, as its name says."""
+    """Return a counter as people read it: bytes, times or numbers, as its name says; of integers every digit.
+
+    >>> tell_value("directmap_4k", 4096), tell_value("recorder_cpu_ns", 2_000), tell_value("areas", 2**53 + 1)
+    ('4.0 kB', '2.00 us', '9,007,199,254,740,993')
+    """
     if name.endswith("_bytes") or name.startswith("directmap_"):
         return tell_bytes(value)
-    return tell_time(value / NS) if name.endswith("_ns") else f"{value:,.0f}"
+    if name.endswith("_ns"):
+        return tell_time(value / NS)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
 
 
 def tell_change(name: str, value: float, suffix: str = "") -> str:

@@ -128,6 +128,27 @@ def test_a_report_is_read_by_people(trace: Path, capsys: pytest.CaptureFixture[s
         assert re.search(words, out), words
 
 
+def test_numbers_stay_whole_and_splits_of_before_the_start_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = Event(Kind.SPLIT, 90 * S, 4 << 20, 2 << 20, 1, owner="pid 7 tc", name="it loaded cls")
+    with Writer(tmp_path / "a.trace", {"start_ns": 100 * S}) as writer:
+        writer.add(
+            [
+                early,
+                Event(Kind.SAMPLE, 100 * S, (1 << 53) + 1, name="direct_map_level2_splits"),
+                Event(Kind.SAMPLE, 101 * S, (1 << 54) + 3, name="direct_map_level2_splits"),
+            ]
+        )
+    code, out, _ = run(capsys, "report", tmp_path / "a.trace")
+    assert code == 0
+    assert "pid 7 tc, first before the start\n" in out
+    assert re.search(r"_splits +9,007,199,254,740,993 18,014,398,509,481,987 \+9,007,199,254,740,994\n", out), out
+    assert json.loads(run(capsys, "report", tmp_path / "a.trace", "--json")[1])["splits"][0]["first_s"] == -10.0
+    sums = directmap_cli.sum_whole(np.zeros(3, np.intp), np.array([1 << 53, 1, 1 << 53], np.uint64), 2)
+    assert sums.tolist() == [(1 << 54) + 1, 0]
+
+
 def test_an_empty_trace_is_reported_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Writer(tmp_path / "a.trace").close()
     code, out, _ = run(capsys, "report", tmp_path / "a.trace")
