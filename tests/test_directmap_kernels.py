@@ -310,6 +310,16 @@ def test_the_newest_kernel_of_all_comes_in_a_package_of_another_name(mirror: Mir
     assert (kernel.release, kernel.image.read_bytes()) == ("7.2.13+deb14-cloud-amd64", IMAGE)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_download(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("EXECMEM_LAB_CACHE", str(tmp_path / "file" / "lab"))
+    with pytest.raises(LabError, match=r"the kernel cannot be kept in .*; EXECMEM_LAB_CACHE names another folder"):
+        kernels.fetch("6.1", ignore, mirror.url)
+    assert not [path for path in mirror.asked if path.endswith(".deb")]
+
+
 def test_a_suite_that_moved_is_found_in_the_archive(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "MIRROR", mirror.url.replace("/debian", "/moved"))
     monkeypatch.setattr(kernels, "OLD_MIRROR", mirror.url)

@@ -149,6 +149,19 @@ def find(name: str) -> Kernel:
     raise LabError(message)
 
 
+@contextlib.contextmanager
+def new_folder() -> Iterator[Path]:
+    """Give an empty folder beside those of kernels, which is gone afterwards; a ``LabError`` if none can be made."""
+    folder = cache() / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new.", dir=folder) as name:
+            yield Path(name)
+    except OSError as error:
+        message = f"the kernel cannot be kept in {folder}: {error}; EXECMEM_LAB_CACHE names another folder"
+        raise LabError(message) from error
+
+
 def keep(package: bytes, url: str, version: str = "", series: str = NEWEST) -> Kernel:
     """Unpack the image of a Debian package into the cache and return it; one of another series is refused."""
     release, image = unpack(package, url)
@@ -157,20 +170,15 @@ def keep(package: bytes, url: str, version: str = "", series: str = NEWEST) -> K
     if series not in {NEWEST, kernel.series}:
         message = f"{url} has a kernel {release}, not one of {series}: name another mirror with --mirror"
         raise LabError(message)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new.", dir=folder.parent) as name:
-            made = Path(name) / "kernel"
-            made.mkdir()
-            (made / "vmlinuz").write_bytes(image)
-            facts = {name: value for name, value in asdict(kernel).items() if name != "image"}
-            (made / "kernel.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
-            made.rename(folder)
-    except OSError as error:
-        message = f"the kernel cannot be kept in {folder.parent}: {error}; EXECMEM_LAB_CACHE names another folder"
-        raise LabError(message) from error
+    with new_folder() as room:
+        made = room / "kernel"
+        made.mkdir()
+        (made / "vmlinuz").write_bytes(image)
+        facts = {name: value for name, value in asdict(kernel).items() if name != "image"}
+        (made / "kernel.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
     return kernel
 
 
@@ -342,6 +350,8 @@ def fetch(series: str, progress: Progress, mirror: str | None = None) -> tuple[K
         if kernel.sha256 == fields["SHA256"]:
             return kernel, False
     url = f"{base}/{fields['Filename']}"
+    with new_folder():
+        pass  # told now if it cannot be, and not after 50 MB
     try:
         package = download(url, progress)
     except FileNotFoundError as error:
