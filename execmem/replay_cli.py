@@ -75,11 +75,16 @@ def to_policy(text: str) -> str:
         lambda name: wanted in name.replace(",", "").split(),
         lambda name: wanted in name,
     ]
+    several: list[str] = []
     for fits in ways:
         found = [name for name in POLICIES if fits(name.lower())]
         if len(found) == 1:
             return found[0]
-    message = f"{text!r} is not a part of one of: {'; '.join(POLICIES)}"
+        several = several or found
+    if several:
+        message = f"{text!r} is a part of {len(several)} of them, give more of one: {'; '.join(several)}"
+    else:
+        message = f"{text!r} is not a part of one of: {'; '.join(POLICIES)}"
     raise argparse.ArgumentTypeError(message)
 
 

@@ -277,6 +277,12 @@ def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture
     assert arguments[1] in capsys.readouterr().err
 
 
+def test_a_part_of_several_policies_is_told_which(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["replay", "tools", "--policy", "6"])
+    assert "'6' is a part of 2 of them, give more of one: prog_pack, 6.1; execmem, 6.12\n" in capsys.readouterr().err
+
+
 def test_a_trace_without_loads_has_nothing_to_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "empty.trace"
     with Writer(path):
