@@ -171,7 +171,8 @@ const drawAxis = (pen, y) => {
   write(pen, "seconds", LEFT - 8, y, "dim", "right");
 };
 const draw = () => {
-  const ratio = devicePixelRatio, high = top0 + domain.rows.length * ROW + AXIS;
+  const high = top0 + domain.rows.length * ROW + AXIS;
+  const ratio = Math.min(devicePixelRatio, 32000 / high);  // Firefox draws nothing on a canvas above 32,767
   canvas.style.height = `${high}px`;
   canvas.width = canvas.clientWidth * ratio;
   canvas.height = high * ratio;
@@ -226,6 +227,7 @@ const zoom = (way, step) => {
 const middle = () => at >= from && at <= to ? at : (from + to) / 2;
 const choose = (number) => {
   domain = domains[number];
+  $("domain").value = number;  // a browser may keep what was chosen before a reload
   values = domain.values.map((text) => read(text, Float64Array));
   levels = domain.rows.map((each) => read(each.levels, Uint8Array));
   row = -1;

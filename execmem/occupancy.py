@@ -11,6 +11,7 @@ draws; about 12 bytes a pack and picture are kept.
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -173,6 +174,17 @@ def read(file: BinaryIO, where: str) -> tuple[list[History], list[str]]:
     return sorted(found.values(), key=lambda history: (history.pid or 0, history.number)), notes
 
 
+def tell_number(value: float, *, whole: bool) -> float | None:
+    """Return a counter's value for JSON; None: not available.
+
+    >>> tell_number(4096.0, whole=True), tell_number(21.00049, whole=False), tell_number(float("nan"), whole=False)
+    (4096, 21.0, None)
+    """
+    if math.isnan(value):
+        return None
+    return int(value) if whole else round(value, 3)
+
+
 def as_json(histories: Sequence[History], file: str, notes: Sequence[str], limit: int | None) -> dict[str, object]:
     """Return all that is known of domains, at every picture, and of the packs with the lowest numbers."""
     return {
@@ -189,15 +201,15 @@ def as_json(histories: Sequence[History], file: str, notes: Sequence[str], limit
                 "backwards": history.backwards,
                 "seconds": list(history.times),
                 "counters": {
-                    key: [None if value != value else value for value in values]  # noqa: PLR0124 - NaN
+                    key: [tell_number(value, whole=key in COUNTERS) for value in values]
                     for key, values in history.values.items()
                 },
                 "packs": [
                     {
                         "number": life.number,
                         "kind": life.kind,
-                        "made": life.born,
-                        "returned": life.returned,
+                        "made": round(life.born, 3),  # milliseconds were read
+                        "returned": None if life.returned is None else round(life.returned, 3),
                         "seen": [[when, round(fill, 6)] for when, fill in zip(life.times, life.fills, strict=True)],
                     }
                     for lives in list(history.rows().values())[:limit]

@@ -307,6 +307,7 @@ def test_json_tells_every_picture_and_life(capsys: pytest.CaptureFixture[str], t
     (domain,) = found["domains"]
     assert (domain["pictures"], len(domain["seconds"]), domain["packs_left_out"]) == (17, 17, 0)
     assert domain["counters"]["allocs"][:2] == [None, 21.0]
+    assert all(type(value) is int for value in domain["counters"]["live_bytes"])
     assert [(life["number"], life["made"], life["returned"], len(life["seen"])) for life in domain["packs"]] == [
         (0, 1.0, None, 17), (3, 11.8, 14.0, 4), (3, 14.9, None, 7), (5, 2.0, 13.0, 6),
     ]  # fmt: skip
