@@ -125,7 +125,7 @@ const write = (pen, words, x, y, look, align = "left") => {
 };
 const drawChart = (pen, [words, kind], series, top) => {
   const base = top + CHART - 12, high = CHART - 26, first = Math.floor(from), end = Math.ceil(to);
-  let most = 0;
+  let most = -1;  // none is known
   for (let i = first; i < end; i++) if (series[i] > most) most = series[i];
   pen.fillStyle = ink(words === "allocs/s" ? "came" : words === "frees/s" ? "went" : "giant");
   for (let i = first; i < end; i++) {
@@ -136,7 +136,7 @@ const drawChart = (pen, [words, kind], series, top) => {
   pen.fillStyle = ink("line");
   pen.fillRect(LEFT, base, canvas.clientWidth - LEFT - RIGHT, 1);
   write(pen, words, LEFT - 8, base - high + 6, "ink", "right");
-  write(pen, tellValue(most, kind), LEFT + 2, base - high - 7, "dim");
+  write(pen, tellValue(most < 0 ? NaN : most, kind), LEFT + 2, base - high - 7, "dim");
 };
 const drawRow = (pen, { label, marks }, level, y, chosen) => {
   write(pen, label, LEFT - 8, y + ROW / 2 - 1, chosen ? "ink" : "dim", "right");

@@ -113,3 +113,20 @@ def test_a_browser_goes_through_time_and_tells_packs(way: str, tmp_path: Path) -
         assert page.ask("document.getElementById('told').textContent").startswith("domain other (3) of process 4711")
         assert page.requests == [path.as_uri()]
         assert not page.complaints
+
+
+@pytest.mark.unsanitized
+def test_a_chart_of_what_is_not_available_does_not_say_zero(tmp_path: Path) -> None:
+    program = browser.find()
+    if program is None:
+        pytest.skip(f"none of {', '.join(browser.NAMES)} is installed")
+    path = tmp_path / "a.html"
+    path.write_text(draw_page(read(dump(some_lines()[:1]))[0], "one picture has no rates", None), encoding="utf-8")
+    with browser.browse(program, tmp_path / "profile") as page:
+        page.open(path, "light")
+        hear = "p.fillText = (text) => { words.push(text); }"
+        act = "document.getElementById('all').click()"
+        words = page.ask(f"((p, words) => {{ {hear}; {act}; return words; }})(CanvasRenderingContext2D.prototype, [])")
+        charts = dict(zip(words[::2], words[1::2], strict=False))
+        assert (charts["allocs/s"], charts["frees/s"]) == ("not available", "not available")
+        assert charts["packs"] != "not available"
