@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--cpu", choices=MACHINES, default="x86_64")
     parser.add_argument("--turns", action="store_true", help="one CPU of the machine at a time")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=value", help="for the programs")
-    parser.add_argument("--timeout", type=float, default=150, metavar="SECONDS")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS")
     parser.add_argument("init", type=Path)
     parser.add_argument("programs", type=Path, nargs="+")
     options = parser.parse_args()
