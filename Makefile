@@ -165,7 +165,9 @@ EMULATED ?= $(filter-out test_report test_arch test_move test_decode test_fault_
 # that take turns, which is slow: emulate.py.
 EMULATED_ALONE := test_live test_live_edges test_patch test_hook test_retire
 
-emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $(1))
+# Of the refusals, those of calls that this mode makes otherwise than the rest; LONG=1: all.
+PKEY_CALLS := $(if $(LONG),,--set EXECMEM_TEST_CALLS=key,protect,view)
+emulate = $(if $(word 2,$(1)),python3 tests/emulate/emulate.py $(2) --set EXECMEM_TEST_MODES=pkey --set EXECMEM_TEST_SHORT=1 $(PKEY_CALLS) $(1))
 
 test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 	$(call emulate,$(filter-out $(EMULATED_ALONE:%=$(BUILD)/c/static/%),$^))
@@ -174,7 +176,7 @@ test-pkey: $(EMULATED_INIT) $(addprefix $(BUILD)/c/static/,$(EMULATED))
 # Each room's programs are made by a compiler of its own, in a directory of its own, and run by one machine, side by side.
 CPUS ?= aarch64 riscv64
 CPU_JOBS ?= 2
-CPU_TESTS ?= $(filter-out test_corpus test_pkey,$(patsubst tests/c/%.c,%,$(C_TESTS)))
+CPU_TESTS ?= $(filter-out test_corpus test_pkey $(if $(LONG),,test_fault_pairs),$(patsubst tests/c/%.c,%,$(C_TESTS)))
 # Short runs are of all modes on one CPU, of the usual ones on the other. Of the refusals, those of calls that matter more on these
 # CPUs than here: how other threads are told of new code, and what a write does then.
 CPU_MODES ?= $(CPU_MODES_$(CPU))
@@ -211,14 +213,14 @@ tsan: $(filter %/test_threads %/test_batch %/test_core %/test_live %/test_live_e
 # memcheck reads code once unless told that it changes under it. EXECMEM_TEST_SHORT asks the programs for fewer rounds. It runs one
 # thread at a time, and one that spins for another's lock till its turn is over: programs with threads are for asan. It also makes the
 # frames of signal handlers itself, without what the CPU told: so is the reporter's program. It does not know mseal: so is the one of
-# sealing. Nor would it see code change under a thread. The pairs of refusals would take too long.
+# sealing. Nor would it see code change under a thread. The pairs of refusals and the fuzzer's inputs would take too long: asan has them too.
 #
 # Leaks are not looked for where processes fork: memcheck does that whenever one ends, in all memory that is mapped. That is the whole
 # address space of each inherited ledger, gigabytes of holes: half a minute a child, in which the test's alarm rings. The walk of
 # refusals leaves its rows that fork out.
 MEMCHECK := EXECMEM_TEST_SHORT=1 EXECMEM_TEST_NO_FORKS=1 valgrind -q --smc-check=all --error-exitcode=1
 valgrind: $(programs_debug)
-	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_live %/test_live_edges %/test_trap %/test_patch %/test_hook %/test_retire,$^),$(MEMCHECK) \
+	$(call run_each,$(filter-out %/test_threads %/test_signals %/test_fork %/test_fork_edges %/test_report %/test_lockdown %/test_fault_pairs %/test_corpus %/test_live %/test_live_edges %/test_trap %/test_patch %/test_hook %/test_retire,$^),$(MEMCHECK) \
 		--leak-check=full --errors-for-leak-kinds=definite)
 	$(call run_each,$(filter %/test_fork_edges,$^),$(MEMCHECK) --leak-check=no)
 
@@ -243,7 +245,7 @@ asan-python: build
 	cd $(ASAN_TREE) && $(ASAN_ENV) $(abspath $(PY)) setup.py -q build_ext --inplace
 	cd $(ASAN_TREE) && $(ASAN_ENV) LD_PRELOAD="$(ASAN_PRELOAD)" PYTHONMALLOC=malloc PYTHONPATH=. \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		HYPOTHESIS_STORAGE_DIRECTORY=.hypothesis \
+		HYPOTHESIS_STORAGE_DIRECTORY=.hypothesis EXECMEM_TEST_SHORT=1 \
 		$(abspath $(PY)) -m pytest -p no:cacheprovider -m 'not unsanitized' $(UNSANITIZED:%=--ignore-glob='*test_%.py') --benchmark-skip $(TESTS)
 
 # ---- style ----

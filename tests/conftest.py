@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ADD7 = bytes.fromhex("488d4707c3")  # lea rax, [rdi + 7]; ret
 TRAP = 0xCC
+SHORT = "EXECMEM_TEST_SHORT" in os.environ  # asked of tests in slow builds
 PACK = 2 << 20
 LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (.{4}) ([0-9a-f]+) \S+ (\d+) +/memfd:execmem \(deleted\)$", re.MULTILINE)
 WRITABLE_CODE = re.compile(rb"^\S+ .wx.*$", re.MULTILINE)
