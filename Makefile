@@ -6,7 +6,7 @@
 #   make fuzz       the core and its shadow under libFuzzer (clang)      make faults   long runs of fault injection
 #   make tsan       the programs with threads under ThreadSanitizer
 #   make valgrind   C tests, short, under memcheck    make lint     every formatter and checker
-#   make test-pkey  C tests, short, in write mode pkey on an emulated CPU that has protection keys (QEMU, a Debian kernel)
+#   make test-pkey  C tests, short, in write mode pkey on an emulated CPU that has protection keys (QEMU, a Debian kernel); LONG=1: all refusals
 #   make test-cpus  C tests on emulated CPUs of the other rooms: aarch64, riscv64; short, LONG=1: as long as on this one (hours)
 #   make bench      pytest-benchmark over the peers    make format   lay the source out as lint wants it
 #   make bench-run  the comparison, 15 minutes: benchmarks/results/        make bench-goals  which goals hold
